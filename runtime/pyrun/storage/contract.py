@@ -1,0 +1,253 @@
+"""The storage-driver contract, version 1. This module's text is the specification.
+
+On the path of `run`: plain classes with ``__slots__``; typing names only under TYPE_CHECKING.
+
+A driver turns a *blob* into its native form, and *layers* into one **detached mount fd**. The engine owns
+everything else: names, locks, staging, digests, the tar stream, whiteout decoding, garbage collection and
+attaching. So a driver keeps no state of its own, never mounts anywhere on the host, and may be killed at
+any instruction: what it was writing lies in a staging directory that the engine removes.
+
+Terms: a *layer* is immutable and committed; *rw* is one container's writable directory; *bottom to top*
+is the order in which an image lists its layers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any, BinaryIO, ClassVar, Literal, Protocol
+
+    Whiteouts = Literal["overlay", "userxattr", "apply"]
+
+    class Blob(Protocol):
+        """A layer's content as the registry names it, perhaps **not downloaded yet**.
+
+        One pass: exactly one of ``tar`` and ``unpack`` may be called, once.
+        """
+
+        digest: str  # of the compressed bytes, "sha256:<hex>"
+        diff_id: str  # of the uncompressed tar, "sha256:<hex>"
+        media_type: str
+        annotations: Mapping[str, str]
+        size: int  # compressed bytes
+        verified: bool  # True once EOF was reached and both digests held
+
+        def tar(self) -> BinaryIO:
+            """The uncompressed tar stream. Starts the download; EOF verifies size and both digests, and
+            raises `DigestMismatch` where one fails."""
+
+        def unpack(self, dirfd: int, whiteouts: Whiteouts) -> None:
+            """Extract into the empty directory ``dirfd`` by the rules of `pyrun.layers.unpack`, to EOF.
+
+            "overlay" writes 0/0 character devices and ``trusted.overlay.opaque``; "userxattr" writes
+            ``user.overlay.opaque`` instead; "apply" deletes what the whiteouts name (for chained drivers,
+            whose ``dirfd`` starts as a copy of the parent).
+            """
+
+
+API = 1
+
+
+class Layer:
+    """An immutable, committed layer. ``id`` is the diff_id, or the chain_id where ``Caps.chained``."""
+
+    __slots__ = ("id", "path")
+
+    def __init__(self, id: str, path: str) -> None:
+        self.id = id
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"Layer({self.id!r})"
+
+
+class Caps:
+    """What a driver can do. Each flag changes what the engine does.
+
+    chained     a layer's native form contains its parent's: layers are ingested one after the other and
+                keyed by chain_id
+    idmap       ``mount`` honours its ``idmap`` argument; without it the engine refuses containers in a user
+                namespace of their own, before anything is written
+    rename_dir  rename(2) of a directory that comes from a layer works; else it fails with EXDEV
+    hardlinks   a hard link to a file of a lower layer keeps both names one file after the layer is written
+    lazy        the driver verifies content as it is read, so a layer whose blob was not read to EOF is good
+    quota       ``prepare`` enforces the size option
+    max_layers  the deepest stack that mounts; None: no limit of the driver's own
+    """
+
+    __slots__ = ("chained", "hardlinks", "idmap", "lazy", "max_layers", "quota", "rename_dir")
+
+    def __init__(
+        self,
+        *,
+        chained: bool = False,
+        idmap: bool = True,
+        rename_dir: bool = True,
+        hardlinks: bool = True,
+        lazy: bool = False,
+        quota: bool = False,
+        max_layers: int | None = None,
+    ) -> None:
+        self.chained = chained
+        self.idmap = idmap
+        self.rename_dir = rename_dir
+        self.hardlinks = hardlinks
+        self.lazy = lazy
+        self.quota = quota
+        self.max_layers = max_layers
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def __repr__(self) -> str:
+        return "Caps(" + ", ".join(f"{k}={v!r}" for k, v in self.as_dict().items()) + ")"
+
+
+class Verdict:
+    """The outcome of a probe.
+
+    ``why`` is never empty: for a usable driver it sums up what the trial found, for an unusable one it is
+    the reason, with ``fix`` saying what to do. ``found`` holds what the driver wants to know again without
+    repeating the trial (JSON scalars); the engine stores it and hands it to the constructor.
+    """
+
+    __slots__ = ("caps", "fix", "found", "ok", "why")
+
+    def __init__(
+        self, ok: bool, why: str, fix: str = "", caps: Caps | None = None, found: Mapping[str, Any] | None = None
+    ) -> None:
+        self.ok = ok
+        self.why = why
+        self.fix = fix
+        self.caps = caps or Caps()
+        self.found = dict(found or {})
+
+    def __repr__(self) -> str:
+        return f"Verdict(ok={self.ok}, why={self.why!r})"
+
+
+class Env:
+    """Where and as whom a driver works. Drivers read this and never ``geteuid``.
+
+    root        the store's directory. Layers and rw directories lie beneath it, on one file system
+    userns      True when the engine works in a user namespace (rootless): no trusted.* xattrs, no devices
+    single_uid  True when that namespace maps one id only: chown to any other id fails with EINVAL
+    """
+
+    __slots__ = ("root", "single_uid", "userns")
+
+    def __init__(self, root: str, *, userns: bool = False, single_uid: bool = False) -> None:
+        self.root = root
+        self.userns = userns
+        self.single_uid = single_uid
+
+
+class Driver(ABC):
+    """A storage driver. Four methods make one: `probe`, `ingest`, `prepare`, `mount`.
+
+    ``Options``: the valid option names with a default each (bool, int or str; the default's type is the
+    option's type). They come typed from ``[storage.<name>]`` in the configuration and as text from
+    ``--storage-opt <name>.<option>=<value>``; an unknown name is refused with the list of valid ones.
+    """
+
+    name: ClassVar[str]
+    api: ClassVar[int] = API
+    Options: ClassVar[Mapping[str, bool | int | str]] = {}
+
+    def __init__(self, env: Env, options: Mapping[str, Any], verdict: Verdict) -> None:
+        self.env = env
+        self.options = options
+        self.verdict = verdict
+
+    @classmethod
+    @abstractmethod
+    def probe(cls, env: Env, options: Mapping[str, Any]) -> Verdict:
+        """Try the real thing below ``env.root``: mount, write, delete a lower directory, make it again, read.
+
+        Never raises, leaves nothing behind, takes milliseconds. The engine caches the verdict by boot id,
+        kernel, device of the root, driver version and options.
+        """
+
+    @abstractmethod
+    def ingest(self, blob: Blob, dest: str, parent: Layer | None) -> None:
+        """Turn ``blob`` into this driver's native form below ``dest``, a fresh, empty, private directory.
+
+        May raise at any point: the engine removes ``dest``. On return the engine renames ``dest`` into
+        place, so nothing written may hold an absolute path. ``parent`` is None unless ``Caps.chained``.
+        Concurrent calls for different blobs are normal.
+        """
+
+    @abstractmethod
+    def prepare(self, layers: Sequence[Layer], dest: str) -> None:
+        """Make the writable state of one container over ``layers`` (bottom to top) in the fresh directory
+        ``dest``, which the engine renames into place afterwards. Same atomicity as `ingest`."""
+
+    @abstractmethod
+    def mount(self, layers: Sequence[Layer], rw: str | None, idmap: int | None = None) -> int:
+        """A **detached mount** of ``layers`` (bottom to top), as a file descriptor the caller owns.
+
+        With ``rw`` (made by `prepare`) it is writable; with None it refuses writes with EROFS. It appears
+        in no mountinfo and vanishes when the last fd and the last attachment are gone. ``idmap`` is the fd
+        of a user namespace: files owned by n on disk appear as that namespace's n, and files made through
+        the mount are stored by the namespace's ids. At most one live mount a ``rw``; the engine sees to it.
+
+        Raises `TooManyLayers`, `Unsupported` (with a reason and a fix) or OSError.
+        """
+
+    def remove(self, path: str) -> None:
+        """Remove a layer, rw or staging directory. Idempotent: a missing path is success."""
+        from ..layers.remove import remove_tree
+
+        remove_tree(path)
+
+    @classmethod
+    def version(cls) -> str:
+        """Part of the probe cache's key: change it when the probe's meaning changes."""
+        return "1"
+
+
+class DriverReport:
+    """One line of ``pyrun storage doctor``: state is "selected", "usable", "no" or "broken"."""
+
+    __slots__ = ("distribution", "fix", "name", "state", "why")
+
+    def __init__(self, name: str, state: str, why: str, fix: str = "", distribution: str = "") -> None:
+        self.name = name
+        self.state = state
+        self.why = why
+        self.fix = fix
+        self.distribution = distribution
+
+
+def typed_options(driver: type[Driver], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``driver.Options`` overlaid with ``given``, each value converted to its default's type.
+
+    Raises `UsageError` for an unknown name (listing the valid ones) or a value of another type.
+    """
+    from ..errors import UsageError
+
+    options: dict[str, Any] = dict(driver.Options)
+    for key, value in given.items():
+        if key not in driver.Options:
+            valid = ", ".join(sorted(driver.Options)) or "none"
+            raise UsageError(f"storage driver {driver.name} has no option {key!r}", hint=f"Its options: {valid}.")
+        default = driver.Options[key]
+        if isinstance(default, bool):
+            if isinstance(value, str) and value.lower() in ("true", "1", "yes", "on"):
+                value = True
+            elif isinstance(value, str) and value.lower() in ("false", "0", "no", "off"):
+                value = False
+        elif isinstance(default, int) and isinstance(value, str) and value.isdecimal():
+            value = int(value)
+        if type(value) is not type(default):
+            raise UsageError(
+                f"storage option {driver.name}.{key} is a {type(default).__name__}, not {value!r}",
+                hint=f"Its default is {default!r}.",
+            )
+        options[key] = value
+    return options
+
+
