@@ -1,0 +1,77 @@
+"""User namespaces: id maps, and namespaces made only to be held by fd (for idmapped mounts).
+
+On the path of `run`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .process import CLONE_NEWUSER, clone3
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class IdMap:
+    """One extent of a map: ids ``inside..inside+count-1`` are ``outside..`` in the parent namespace."""
+
+    __slots__ = ("count", "inside", "outside")
+
+    def __init__(self, inside: int, outside: int, count: int) -> None:
+        self.inside = inside
+        self.outside = outside
+        self.count = count
+
+    def __repr__(self) -> str:
+        return f"IdMap({self.inside}, {self.outside}, {self.count})"
+
+
+def map_text(maps: Sequence[IdMap]) -> str:
+    """The lines that /proc/PID/uid_map takes (man user_namespaces)."""
+    return "".join(f"{m.inside} {m.outside} {m.count}\n" for m in maps)
+
+
+def read_map(path: str) -> list[IdMap]:
+    """Parse /proc/PID/uid_map or gid_map."""
+    with open(path) as file:
+        return [IdMap(*map(int, line.split())) for line in file]
+
+
+def write_maps(pid: int, uids: Sequence[IdMap], gids: Sequence[IdMap]) -> None:
+    """Write the maps of ``pid``'s user namespace. Needs CAP_SETUID and CAP_SETGID in the parent namespace."""
+    for name, maps in (("uid_map", uids), ("gid_map", gids)):
+        fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, map_text(maps).encode())
+        finally:
+            os.close(fd)
+
+
+def translate(maps: Sequence[IdMap], inside: int) -> int | None:
+    """The parent's id for ``inside``, or None where it is unmapped."""
+    for m in maps:
+        if m.inside <= inside < m.inside + m.count:
+            return m.outside + inside - m.inside
+    return None
+
+
+def hold(uids: Sequence[IdMap], gids: Sequence[IdMap]) -> int:
+    """A new user namespace with these maps and no process in it, as an fd."""
+    ready, go = os.pipe()
+    pid, pidfd = clone3(CLONE_NEWUSER)
+    if pid == 0:
+        try:
+            os.close(go)
+            os.read(ready, 1)  # until the parent has its fd, or is dead
+        finally:
+            os._exit(0)
+    try:
+        os.close(ready)
+        write_maps(pid, uids, gids)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(go)
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        os.close(pidfd)
