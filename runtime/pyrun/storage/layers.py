@@ -1,0 +1,174 @@
+"""The layer store: unpacked layers in a driver's native form, made once, shared by all images.
+
+``layers/<driver>/<hex>/`` holds what the driver made, plus the engine's ``meta.json``. It appears by one
+rename. Until its file system was synced, a marker in ``layers/<driver>/.unsynced/`` names the boot it was
+made in: after a power cut such a layer is thrown away and made again from its blob.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from ..errors import LayerError
+from ..kernel.mount import syncfs
+from . import records
+from .contract import Layer
+from .events import StorageEvent
+from .locks import Lock, Staging
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .contract import Blob, Driver
+
+
+def boot_id() -> str:
+    """This boot's random id (man proc, /proc/sys/kernel/random/boot_id)."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+def chain_id(parent: str | None, diff_id: str) -> str:
+    """The id of a stack of layers (OCI image spec, "Layer ChainID")."""
+    if parent is None:
+        return diff_id
+    import hashlib
+
+    return "sha256:" + hashlib.sha256(f"{parent} {diff_id}".encode()).hexdigest()
+
+
+class LayerStore:
+    """The layers of one driver below ``root``."""
+
+    def __init__(
+        self, root: str, driver: Driver, staging: Staging, emit: Callable[[StorageEvent], None] | None = None
+    ) -> None:
+        self.root = root
+        self.driver = driver
+        self.staging = staging
+        self.emit = emit
+        self.directory = f"{root}/layers/{driver.name}"
+        self.chained = driver.verdict.caps.chained
+        self._unsynced = f"{self.directory}/.unsynced"
+
+    def path(self, id: str) -> str:
+        algorithm, _, hexadecimal = id.partition(":")
+        if algorithm not in ("sha256", "sha512") or not hexadecimal.isalnum():
+            raise LayerError(f"{id!r} is not a layer id")
+        return f"{self.directory}/{hexadecimal if algorithm == 'sha256' else f'{algorithm}-{hexadecimal}'}"
+
+    def keys(self) -> Iterator[str]:
+        """The ids of all layers present."""
+        try:
+            names = os.listdir(self.directory)
+        except FileNotFoundError:
+            return
+        for name in names:
+            if not name.startswith("."):
+                yield name.replace("-", ":") if "-" in name else f"sha256:{name}"
+
+    def find(self, id: str) -> Layer | None:
+        """The committed layer, or None; one that a power cut may have damaged counts as absent."""
+        path = self.path(id)
+        if not os.path.exists(f"{path}/meta.json"):
+            return None
+        try:
+            with open(f"{self._unsynced}/{os.path.basename(path)}") as file:
+                if file.read() != boot_id():
+                    return None
+        except FileNotFoundError:
+            pass
+        return Layer(id, path)
+
+    def unpacked(self, id: str) -> int:
+        """Bytes of the layer's tar stream, as counted when it was ingested."""
+        return int(records.read(f"{self.path(id)}/meta.json")["unpacked"])
+
+    def ingest(self, blob: Blob, parent: Layer | None = None) -> Layer:
+        """The layer of ``blob``, made if absent. A second caller waits for the first and shares its result.
+
+        Raises what the blob or the driver raises, or `LayerError` where the driver did not read the blob to
+        its verified end; nothing is kept then.
+        """
+        id = chain_id(parent.id, blob.diff_id) if parent and self.chained else blob.diff_id
+        path = self.path(id)
+        name = os.path.basename(path)
+        os.makedirs(self._unsynced, mode=0o700, exist_ok=True)
+        with Lock(f"{self.root}/locks/layer-{self.driver.name}-{name}"):
+            present = self.find(id)
+            if present:
+                return present
+            self._discard(path)
+            began = time.monotonic()
+            stage = self.staging.new(self.driver.name)
+            try:
+                self.driver.ingest(blob, stage.path, parent if self.chained else None)
+                if not blob.verified and not self.driver.verdict.caps.lazy:
+                    raise LayerError(f"driver {self.driver.name} did not read layer {id} to its end; not kept")
+                meta = {"diff_id": blob.diff_id, "unpacked": getattr(blob, "unpacked", 0)}
+                records.write(f"{stage.path}/meta.json", meta, durable=False)
+                with open(f"{self._unsynced}/{name}", "w") as marker:
+                    marker.write(boot_id())
+                os.rename(stage.path, path)
+            except BaseException:
+                self.driver.remove(stage.path)
+                raise
+            finally:
+                stage.close()
+        self._tell("ingested", id, began)
+        return Layer(id, path)
+
+    def sync(self) -> None:
+        """Make every layer of this boot durable. Call before a record that names them is written."""
+        boot = boot_id()
+        try:
+            names = os.listdir(self._unsynced)
+        except FileNotFoundError:
+            return
+        made = []
+        for name in names:
+            try:
+                with open(f"{self._unsynced}/{name}") as file:
+                    if file.read() == boot and os.path.exists(f"{self.directory}/{name}/meta.json"):
+                        made.append(name)
+            except FileNotFoundError:
+                continue
+        if not made:
+            return
+        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syncfs(fd)
+        finally:
+            os.close(fd)
+        for name in made:
+            try:
+                os.unlink(f"{self._unsynced}/{name}")
+            except FileNotFoundError:
+                continue
+
+    def remove(self, id: str) -> None:
+        """Remove a layer; a missing one is success. The caller knows that nothing uses it."""
+        path = self.path(id)
+        began = time.monotonic()
+        with Lock(f"{self.root}/locks/layer-{self.driver.name}-{os.path.basename(path)}"):
+            self._discard(path)
+        self._tell("removed", id, began)
+
+    def _discard(self, path: str) -> None:
+        try:
+            stage = self.staging.receive(path, self.driver.name)
+        except FileNotFoundError:
+            pass
+        else:
+            self.driver.remove(stage.path)
+            stage.close()
+        try:
+            os.unlink(f"{self._unsynced}/{os.path.basename(path)}")
+        except FileNotFoundError:
+            pass
+
+    def _tell(self, kind: str, id: str, began: float) -> None:
+        if self.emit:
+            self.emit(StorageEvent(kind, self.driver.name, id, time.monotonic() - began))
