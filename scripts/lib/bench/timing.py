@@ -72,7 +72,7 @@ def round_robin(
 ) -> float:
     """Time every contender once a round, after one round of warm-up; seconds spent waiting for quiet.
 
-    At most ``bound`` seconds are waited before each run. ``tell`` is called with the number of a finished round.
+    At most ``bound`` seconds are waited before each run. ``tell`` gets the number of each finished round.
     """
     waited = 0.0
     for number in range(rounds + 1):

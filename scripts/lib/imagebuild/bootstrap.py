@@ -45,7 +45,7 @@ def _sources(suite: str) -> str:
             text = file.read_text(encoding="utf-8")
         except OSError:
             continue
-        stanzas += _deb822(text, suite) if file.suffix == ".sources" else _one_line(text, suite)
+        stanzas += deb822(text, suite) if file.suffix == ".sources" else one_line(text, suite)
     return "\n".join(stanzas)
 
 
@@ -53,7 +53,8 @@ def _of_suite(name: str, suite: str) -> bool:
     return name == suite or name.startswith(suite + "-")
 
 
-def _one_line(text: str, suite: str) -> list[str]:
+def one_line(text: str, suite: str) -> list[str]:
+    """The entries for ``suite`` of a sources.list(5) file that have a section main, as deb822 stanzas."""
     stanzas = []
     for line in text.splitlines():
         entry = re.match(r"deb\s+(?:\[([^]]*)\]\s+)?(\S+)\s+(\S+)\s+([^#]*)", line.strip())
@@ -67,7 +68,8 @@ def _one_line(text: str, suite: str) -> list[str]:
     return stanzas
 
 
-def _deb822(text: str, suite: str) -> list[str]:
+def deb822(text: str, suite: str) -> list[str]:
+    """The same of a .sources file, cut down to the suites that are wanted."""
     stanzas = []
     for paragraph in re.split(r"\n\s*\n", text):
         lines = [line for line in paragraph.splitlines() if not line.startswith("#")]

@@ -1,0 +1,1 @@
+"""Tests of scripts/: a package, so that its modules share names with no other room's."""
