@@ -1,9 +1,18 @@
 """Engine: the Python API. The command line calls only this.
 
 On the path of `run`: rooms are imported by the method that needs them.
+
+    engine = Engine(root="/tmp/store")
+    engine.pull("redis")
+    code = engine.run("redis", ["redis-server", "--version"], ContainerOptions(rm=True))
 """
 
 from __future__ import annotations
+
+import os
+
+from . import config as configuration
+from .errors import NotFound, PyrunError, StorageError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,8 +21,27 @@ if TYPE_CHECKING:
 
     from .containers.options import ContainerOptions
     from .containers.record import Container
+    from .containers.store import Containers
+    from .images.local import ImageStore
     from .images.record import HistoryEntry, Image, Progress, PullResult
-    from .storage.contract import DriverReport
+    from .storage.contract import DriverReport, Env, Layer
+    from .storage.store import Store
+
+
+def default_root() -> str:
+    """The store's directory: /var/lib/pyrun for root, else below XDG_DATA_HOME."""
+    if os.geteuid() == 0:
+        return "/var/lib/pyrun"
+    base = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
+    return f"{base}/pyrun"
+
+
+def default_state() -> str:
+    """The directory of what is true until the next boot: /run/pyrun, else below XDG_RUNTIME_DIR."""
+    if os.geteuid() == 0:
+        return "/run/pyrun"
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    return f"{base}/pyrun" if base else f"/tmp/pyrun-{os.geteuid()}"
 
 
 class Engine:
@@ -24,6 +52,9 @@ class Engine:
     config       a TOML file (None: /etc/pyrun/config.toml, then ~/.config/pyrun/config.toml, if present)
     storage      driver name (None: what the store recorded, else the configuration, else by choice)
     storage_opts "driver.option=value" each
+
+    Everything raises `PyrunError` and its kinds. As an ordinary user, the first method that works on layers
+    moves this process into a user namespace of its own, for good: it must have one thread then.
     """
 
     def __init__(
@@ -35,26 +66,302 @@ class Engine:
         storage: str | None = None,
         storage_opts: Sequence[str] = (),
     ) -> None:
-        raise NotImplementedError
+        self.root = os.path.realpath(root or default_root())
+        self.state = os.path.realpath(state or default_state())
+        self.config = configuration.load(config)
+        self._storage = storage
+        self._options = {driver: dict(options) for driver, options in self.config.options.items()}
+        for text in storage_opts:
+            driver, dot, rest = text.partition(".")
+            option, equals, value = rest.partition("=")
+            if not dot or not equals or not driver or not option:
+                raise UsageError(
+                    f"invalid storage option {text!r}",
+                    hint="Write driver.option=value, for example overlay.volatile=true.",
+                )
+            self._options.setdefault(driver, {})[option] = value
+        self._store: Store | None = None
+        self._uid = os.geteuid()
 
     # --- images
-    def pull(self, reference: str, *, platform: str | None = None, progress: Callable[[Progress], None] | None = None) -> PullResult: ...
-    def images(self) -> list[Image]: ...                       # sorted newest first
-    def image(self, name: str) -> Image: ...                   # reference, ID or unique ID prefix; NotFound
-    def tag(self, source: str, target: str) -> None: ...
-    def remove_image(self, name: str, *, force: bool = False) -> list[tuple[str, str]]: ...  # ("Untagged"|"Deleted", what)
-    def history(self, name: str) -> list[HistoryEntry]: ...
+
+    def pull(
+        self, reference: str, *, platform: str | None = None, progress: Callable[[Progress], None] | None = None
+    ) -> PullResult:
+        """Pull an image by name: nothing is fetched that is here already, nothing unverified is kept."""
+        from .images.pull import pull
+        from .images.reference import Reference
+        from .images.registries import Registries
+
+        parsed = Reference.parse(reference)
+        registries = Registries.load()
+        store = self._open()
+        images = self._images()
+        return pull(
+            parsed,
+            platform=platform,
+            content=images.content,
+            images=images,
+            layers=store.layers,
+            registries=registries,
+            progress=progress,
+        )
+
+    def images(self) -> list[Image]:
+        """All local images, newest first."""
+        return self._images().list()
+
+    def image(self, name: str) -> Image:
+        """The local image by reference, id or unique id prefix. Raises `NotFound`."""
+        return self._images().get(name)
+
+    def tag(self, source: str, target: str) -> None:
+        """Give the image ``source`` the further name ``target``."""
+        self._open()
+        self._images().tag(source, target)
+
+    def remove_image(self, name: str, *, force: bool = False) -> list[tuple[str, str]]:
+        """Remove a name; with the last one the image, and whatever no other image or container needs.
+
+        Returns ("Untagged" | "Deleted", what) in order. Raises `Conflict` where a container uses it.
+        """
+        from .images.gc import remove_image
+
+        store = self._open()
+        users = {(c.image_id, tuple(c.layers), c.name) for c in self._containers().all()}
+        return remove_image(self._images(), store.layers, name, force=force, users=users)
+
+    def history(self, name: str) -> list[HistoryEntry]:
+        """How the image came to be, newest step first."""
+        images = self._images()
+        return images.history(images.get(name))
 
     # --- containers
-    def run(self, image: str, command: Sequence[str], options: ContainerOptions, *, pull: str = "missing",
-            platform: str | None = None, progress: Callable[[Progress], None] | None = None) -> int: ...
-        # pull: "always"|"missing"|"never". Foreground, on fds 0, 1, 2; returns the exit code
-    def containers(self, *, all: bool = False) -> list[Container]: ...
-    def container(self, name: str) -> Container: ...           # name, id or unique prefix; NotFound
-    def remove_container(self, name: str, *, force: bool = False) -> None: ...
+
+    def run(
+        self,
+        image: str,
+        command: Sequence[str],
+        options: ContainerOptions,
+        *,
+        pull: str = "missing",
+        platform: str | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> int:
+        """Run a container in the foreground, on fds 0, 1 and 2; returns its exit code.
+
+        pull      "missing", "always" or "never"
+        platform  "os/arch[/variant]"; the host's where None
+        """
+        from .containers import run
+        from .storage.locks import SharedLock
+
+        if pull not in ("missing", "always", "never"):
+            raise UsageError(f"--pull {pull}: unknown policy", hint="One of missing, always, never.")
+        _keep_standard_fds()
+        store = self._open()
+        containers = self._containers()
+        self._make_state()
+        found = self._local_or_pulled(image, pull, platform, progress)
+        with SharedLock(f"{self.root}/locks/store"):
+            layers = self._layers(store, found)
+            made = run.create(
+                store,
+                containers,
+                {"given": image, "id": found.id, "config": found.config},
+                layers,
+                command,
+                options,
+                userns_default=self.config.userns,
+            )
+        return run.start(made, containers, options, self.state)
+
+    def containers(self, *, all: bool = False) -> list[Container]:
+        """The running containers, or all of them; newest first."""
+        self._recover_containers()
+        return [c for c in self._containers().all() if all or c.status == "running"]
+
+    def container(self, name: str) -> Container:
+        """A container by id, name or unique id prefix. Raises `NotFound`."""
+        self._recover_containers()
+        containers = self._containers()
+        return containers.load(containers.find(name))
+
+    def remove_container(self, name: str, *, force: bool = False) -> None:
+        """Remove a container with its writable layer and anonymous volumes; a running one only by force."""
+        store = self._open()
+        containers = self._containers()
+        containers.remove(containers.find(name), force=force, remove=store.remove)
 
     # --- both
-    def inspect(self, name: str, *, kind: str | None = None) -> dict[str, Any]: ...  # kind: "container"|"image"|None
-    def spec(self, name: str) -> dict[str, Any]: ...           # the OCI runtime spec a container was started with
-    def doctor(self) -> list[DriverReport]: ...
-    def info(self) -> dict[str, Any]: ...
+
+    def inspect(self, name: str, *, kind: str | None = None) -> dict[str, Any]:
+        """All that is known of a container or image, in docker's shape. ``kind``: "container", "image" or None.
+
+        A container is looked for first. Raises `NotFound`.
+        """
+        if kind != "image":
+            try:
+                from .containers.inspect import describe
+
+                return describe(self.container(name), self.root)
+            except NotFound:
+                if kind == "container":
+                    raise
+        images = self._images()
+        try:
+            return images.inspect(images.get(name))
+        except NotFound:
+            if kind == "image":
+                raise
+            raise NotFound(f"no such object: {name}") from None
+
+    def spec(self, name: str) -> dict[str, Any]:
+        """The OCI runtime spec that a container was started with."""
+        containers = self._containers()
+        return containers.spec(containers.find(name))
+
+    def doctor(self) -> list[DriverReport]:
+        """Every storage driver, usable or not, with the reason; each is tried afresh."""
+        from .storage.store import doctor
+
+        return doctor(self._enter(), self._storage or self.config.driver, self._options)
+
+    def info(self) -> dict[str, Any]:
+        """The engine, its store and its host, as ``pyrun info`` shows them."""
+        from .host import describe
+
+        return describe(self)
+
+    # --- inside
+
+    def _enter(self) -> Env:
+        """Be root over the store's files: as an ordinary user, enter a user namespace first."""
+        from .sandbox import rootless
+        from .storage.contract import Env
+
+        if rootless.needed():
+            # The directories belong to the user; made here, so that a mistake shows before the namespace.
+            self._make_root()
+            rootless.enter()
+        with open("/proc/self/uid_map") as file:
+            extents = [line.split() for line in file]
+        return Env(
+            self.root,
+            userns=extents != [["0", "0", "4294967295"]],
+            single_uid=len(extents) == 1 and extents[0][2] == "1",
+        )
+
+    def _make_root(self) -> None:
+        from .storage.store import make_directories
+
+        make_directories(self.root)
+
+    def _make_state(self) -> None:
+        try:
+            os.makedirs(self.state, mode=0o700, exist_ok=True)
+            if os.stat(self.state).st_uid != os.geteuid():
+                raise PermissionError(13, "it belongs to another user")
+        except OSError as error:
+            raise StorageError(
+                f"can't use {self.state} for the engine's state: {error.strerror}", hint="Choose another: --state DIR."
+            ) from error
+
+    def _open(self) -> Store:
+        """The store with its driver, ready for writing; what dead processes left is cleared up first."""
+        if self._store is None:
+            from .storage.store import open_store
+
+            named_by = "--storage" if self._storage else f"storage.driver in {self.config.path}"
+            store = open_store(
+                self._enter(),
+                self._storage or self.config.driver,
+                self._options,
+                named_by=named_by if self._storage or self.config.driver else "",
+            )
+            store.sweep()
+            from .images.content import sweep
+
+            sweep(self.root)
+            containers = self._containers()
+            lost = containers.lost()
+            if lost:
+                containers.recover(lost, store.remove)
+            self._store = store
+        return self._store
+
+    def _containers(self) -> Containers:
+        from .containers.store import Containers
+
+        return Containers(self.root, self.state)
+
+    def _recover_containers(self) -> None:
+        """End and tidy containers that lost their supervisor; the store is opened only if there are any."""
+        containers = self._containers()
+        try:
+            lost = containers.lost() or containers.abandoned()
+            if lost or os.listdir(f"{self.root}/staging"):
+                store = self._open()
+                containers.recover(lost, store.remove)
+        except FileNotFoundError:
+            return
+        except PyrunError:
+            # Looking must work where writing does not; `load` tells the truth about lost containers anyway.
+            return
+
+    def _images(self) -> ImageStore:
+        from .images.local import ImageStore
+
+        return ImageStore(self.root)
+
+    def _local_or_pulled(
+        self, name: str, policy: str, platform: str | None, progress: Callable[[Progress], None] | None
+    ) -> Image:
+        if policy != "always":
+            try:
+                found = self._images().get(name)
+            except NotFound:
+                if policy == "never":
+                    raise
+            else:
+                from .images.local import satisfies
+
+                if platform is None and not os.environ.get("DOCKER_DEFAULT_PLATFORM"):
+                    return found
+                if satisfies(found, platform):
+                    return found
+                if policy == "never":
+                    raise NotFound(f"the local image {name} is for {found.platform}, not {platform}")
+        if progress and policy != "always":
+            from .images.record import Progress
+            from .images.reference import Reference
+
+            progress(Progress("", f"Unable to find image '{Reference.parse(name).familiar}' locally"))
+        return self.pull(name, platform=platform, progress=progress).image
+
+    def _layers(self, store: Store, image: Image) -> list[Layer]:
+        """The image's layers in the driver's form; one that is missing is made again from its blob."""
+        from .storage.layers import chain_id
+
+        layers: list[Layer] = []
+        parent: Layer | None = None
+        for layer in image.layers:
+            id = chain_id(parent.id if parent else None, layer.diff_id) if store.layers.chained else layer.diff_id
+            found = store.layers.find(id)
+            if found is None:
+                from .images.blob import StoredBlob
+
+                found = store.layers.ingest(StoredBlob(self._images().content, layer), parent)
+            layers.append(found)
+            parent = found
+        return layers
+
+
+def _keep_standard_fds() -> None:
+    """Have fds 0, 1 and 2 open: one that the caller closed would be given to the next file opened here."""
+    while True:
+        fd = os.open("/dev/null", os.O_RDWR)
+        if fd > 2:
+            os.close(fd)
+            return
+        os.set_inheritable(fd, True)

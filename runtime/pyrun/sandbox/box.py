@@ -50,10 +50,10 @@ class Box:
     nodes       whether the engine may make device nodes; else the host's are bound
 
     Raises `Unsupported` where the kernel refuses the namespaces. `close` (or leaving the ``with`` block)
-    kills a process that was never started, and closes what is open.
+    kills a process that has not been waited for, and closes what is open.
     """
 
-    __slots__ = ("_started", "nodes", "owner", "pid", "pidfd", "sock", "spec", "userns")
+    __slots__ = ("_reaped", "nodes", "owner", "pid", "pidfd", "sock", "spec", "userns")
 
     def __init__(self, spec: dict[str, Any], *, nodes: bool) -> None:
         linux = spec["linux"]
@@ -69,7 +69,7 @@ class Box:
         self.nodes = nodes
         self.owner = (0, 0)
         self.userns = -1
-        self._started = False
+        self._reaped = False
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -154,9 +154,7 @@ class Box:
         finally:
             for fd in prepared.values():
                 os.close(fd)
-        master = self._outcome()
-        self._started = True
-        return master
+        return self._outcome()
 
     def _outcome(self) -> int:
         """Wait for "ready" and then the socket's end, which execve causes; or for the reason of a failure."""
@@ -192,13 +190,14 @@ class Box:
         """Wait for the end of the first process: its exit code, or 128 + the signal that killed it."""
         result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
         assert result is not None
+        self._reaped = True
         return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status
 
     def close(self) -> None:
-        """Release all fds; a process that never started is ended and reaped."""
+        """Release all fds; a process that still lives is ended and reaped."""
         self.sock.close()
         if self.pidfd >= 0:
-            if not self._started:
+            if not self._reaped:
                 self.kill()
                 try:
                     self.wait()

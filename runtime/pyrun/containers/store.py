@@ -1,0 +1,353 @@
+"""Where containers are kept, and how the truth about one is found after a crash. On the path of `run`.
+
+    <root>/containers/<id>/config.json    what the container is; never changes
+                          /state.json     created, running or exited; replaced whole
+                          /spec.json      the OCI runtime spec it was started with
+                          /rw/            the driver's writable layer;  /volumes/<n>/  anonymous volumes
+    <root>/names/<name>                   the id; made exclusively, so that a name has one owner
+    <state>/running/<id>                  a container that a supervisor has in hand
+
+Whoever supervises a container holds the lock of its directory. So a container is running exactly when its
+state says so *and* the directory is locked; one that says so without a lock lost its supervisor, and
+`Containers.recover` ends it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+
+from ..errors import Conflict, ContainerError, NotFound, PyrunError
+from ..storage import records
+from ..storage.layers import boot_id
+from ..storage.locks import Staging, lock_directory
+from .record import Container
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from ..storage.locks import Stage
+
+_CONFIG = ("command", "created", "driver", "id", "image", "image_id", "layers", "name", "options")
+_HEXADECIMAL = frozenset("0123456789abcdef")
+
+KILLED = 137  # what a shell would say of a process that SIGKILL ended
+
+
+def new_id() -> str:
+    """64 random hex digits."""
+    return os.urandom(32).hex()
+
+
+def start_time(pid: int) -> str:
+    """When the process started, in clock ticks since boot: with the pid, its identity (man proc_pid_stat)."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()[19].decode()
+
+
+class Name:
+    """A claimed name. `keep` makes the claim last; otherwise `close` gives the name back."""
+
+    __slots__ = ("_fd", "_kept", "path")
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self._fd = fd
+        self._kept = False
+
+    def keep(self) -> None:
+        self._kept = True
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            if not self._kept:
+                os.unlink(self.path)
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Containers:
+    """The container records of one store. Reading takes no lock and works without a driver."""
+
+    def __init__(self, root: str, state: str) -> None:
+        self.root = root
+        self.directory = f"{root}/containers"
+        self.running = f"{state}/running"
+        self.staging = Staging(f"{root}/staging")
+
+    # --- names and lookups
+
+    def claim_name(self, name: str, id: str) -> Name | None:
+        """Claim ``name`` for the container ``id``; None where another container has it."""
+        path = f"{self.root}/names/{name}"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            # Locked: somebody is making a container of that name. Unlocked: the id in it tells whether its
+            # container came to be; if not, its maker died, and the claim is free.
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            owner = os.read(fd, 64).decode(errors="replace")
+            if (owner and os.path.exists(f"{self.directory}/{owner}")) or not _same(fd, path):
+                os.close(fd)
+                return None
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, id.encode(), 0)
+            return Name(path, fd)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def ids(self) -> list[str]:
+        try:
+            return os.listdir(self.directory)
+        except FileNotFoundError:
+            return []
+
+    def find(self, name: str) -> str:
+        """The id of a container by id, name or unique id prefix, in that order. Raises `NotFound`."""
+        if set(name) <= _HEXADECIMAL and len(name) == 64 and os.path.isdir(f"{self.directory}/{name}"):
+            return name
+        if "/" not in name and name not in ("", ".", ".."):
+            try:
+                with open(f"{self.root}/names/{name}") as file:
+                    id = file.read()
+                if id and os.path.isdir(f"{self.directory}/{id}"):
+                    return id
+            except (FileNotFoundError, OSError):
+                pass
+        if name and set(name) <= _HEXADECIMAL:
+            matches = [id for id in self.ids() if id.startswith(name)]
+            if len(matches) == 1:
+                return matches[0]
+            if matches:
+                raise Conflict(
+                    f"the prefix {name!r} fits {len(matches)} containers", hint="Give more digits: pyrun ps -a."
+                )
+        raise NotFound(f"no such container: {name}")
+
+    def load(self, id: str) -> Container:
+        """The record of one container, as its files and its lock tell. Raises `NotFound`."""
+        directory = f"{self.directory}/{id}"
+        try:
+            config = records.read(f"{directory}/config.json")
+            state = records.read(f"{directory}/state.json")
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(f"no such container: {id[:12]}") from None
+        fields = {key: config[key] for key in _CONFIG}
+        for key in ("error", "exit_code", "finished", "pid", "started", "status"):
+            fields[key] = state[key]
+        if state["status"] == "running" and not self._supervised(id):
+            # Not recovered yet (that needs write access): what will be written then is true already.
+            fields.update(status="exited", exit_code=KILLED, error=_LOST, pid=0)
+        return Container(**fields)
+
+    def all(self) -> Iterator[Container]:
+        """Every container, newest first; one that vanishes meanwhile, or whose record is damaged, is left out."""
+        found = []
+        for id in self.ids():
+            try:
+                found.append(self.load(id))
+            except (PyrunError, KeyError, TypeError):
+                continue
+        found.sort(key=lambda container: -container.created)
+        return iter(found)
+
+    def spec(self, id: str) -> dict[str, Any]:
+        try:
+            spec: dict[str, Any] = records.read(f"{self.directory}/{id}/spec.json")
+        except FileNotFoundError:
+            raise NotFound(
+                f"container {id[:12]} was never started, so it has no runtime spec yet"
+            ) from None
+        return spec
+
+    # --- making and changing
+
+    def commit(self, stage: Stage, config: dict[str, Any], *, durable: bool) -> str:
+        """Turn a staged directory into a container by one rename; returns its directory. The stage's lock
+        goes along: the caller now supervises the container."""
+        records.write(f"{stage.path}/config.json", config, durable=durable)
+        records.write(f"{stage.path}/state.json", new_state("created"), durable=durable)
+        directory = f"{self.directory}/{config['id']}"
+        os.rename(stage.path, directory)
+        if durable:
+            records.sync_directory(self.directory)
+        return directory
+
+    def mark_running(self, id: str) -> None:
+        """Leave word that ``id`` is in a supervisor's hands; called before its first process exists."""
+        os.makedirs(self.running, mode=0o700, exist_ok=True)
+        os.close(os.open(f"{self.running}/{id}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def set_state(self, id: str, state: dict[str, Any], *, durable: bool) -> None:
+        records.write(f"{self.directory}/{id}/state.json", state, durable=durable)
+
+    def unmark(self, id: str) -> None:
+        try:
+            os.unlink(f"{self.running}/{id}")
+        except FileNotFoundError:
+            pass
+
+    def discard(self, id: str, name: str, driver: str, remove: Callable[[str, str], None]) -> None:
+        """Remove a container that the caller has locked: name, record, writable layer, anonymous volumes."""
+        try:
+            with open(f"{self.root}/names/{name}") as file:
+                mine = file.read() == id
+            if mine:
+                os.unlink(f"{self.root}/names/{name}")
+        except FileNotFoundError:
+            pass
+        try:
+            stage = self.staging.receive(f"{self.directory}/{id}", driver)
+        except FileNotFoundError:
+            pass
+        else:
+            try:
+                remove_container_tree(stage.path, driver, remove)
+            finally:
+                stage.close()
+        self.unmark(id)
+
+    def remove(self, id: str, *, force: bool, remove: Callable[[str, str], None]) -> None:
+        """Remove a container; a running one only by ``force``, which kills it.
+
+        Raises `Conflict` for a running container without ``force``.
+        """
+        deadline = time.monotonic() + 10
+        while True:
+            container = self.load(id)
+            try:
+                lock = lock_directory(f"{self.directory}/{id}")
+            except FileNotFoundError:
+                return
+            if lock is not None:
+                break
+            if not force:
+                raise Conflict(
+                    f"the container {container.name} is running",
+                    hint=f"Stop it first, or remove it by force: pyrun rm -f {container.name}",
+                )
+            self._kill(id)
+            if time.monotonic() > deadline:
+                raise ContainerError(f"the container {container.name} does not end, even by SIGKILL")
+            time.sleep(0.01)
+        try:
+            self._kill(id)
+            self.discard(id, container.name, container.driver, remove)
+        finally:
+            os.close(lock)
+
+    # --- after a crash
+
+    def lost(self) -> list[str]:
+        """Ids of containers whose supervisor died while it had them in hand."""
+        try:
+            marked = os.listdir(self.running)
+        except FileNotFoundError:
+            return []
+        return [id for id in marked if not self._supervised(id)]
+
+    def abandoned(self) -> list[str]:
+        """Ids of --rm containers that nobody has in hand: their maker died before it could mark them."""
+        found = []
+        for id in self.ids():
+            try:
+                rm = records.read(f"{self.directory}/{id}/config.json")["options"]["rm"]
+            except (OSError, PyrunError, KeyError, TypeError):
+                continue
+            if rm and not self._supervised(id):
+                found.append(id)
+        return found
+
+    def recover(self, ids: list[str], remove: Callable[[str, str], None]) -> None:
+        """End what the containers ``ids`` left running, set their records right, remove those of ``--rm``."""
+        for id in ids:
+            try:
+                lock = lock_directory(f"{self.directory}/{id}")
+            except (FileNotFoundError, NotADirectoryError):
+                self.unmark(id)
+                continue
+            if lock is None:
+                continue
+            try:
+                self._kill(id)
+                config = records.read(f"{self.directory}/{id}/config.json")
+                state = records.read(f"{self.directory}/{id}/state.json")
+                if config["options"]["rm"]:
+                    self.discard(id, config["name"], config["driver"], remove)
+                    continue
+                if state["status"] == "running":
+                    state.update(status="exited", exit_code=KILLED, error=_LOST, pid=0, finished=time.time())
+                    self.set_state(id, state, durable=True)
+                self.unmark(id)
+            finally:
+                os.close(lock)
+
+    def _supervised(self, id: str) -> bool:
+        try:
+            lock = lock_directory(f"{self.directory}/{id}")
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        if lock is None:
+            return True
+        os.close(lock)
+        return False
+
+    def _kill(self, id: str) -> None:
+        """SIGKILL the first process of ``id`` if it lives, and wait for its end. The pid counts only with
+        its start time and this boot, or a stranger's process could be meant."""
+        state = records.read(f"{self.directory}/{id}/state.json")
+        pid = state["pid"]
+        if not pid or state["boot"] != boot_id():
+            return
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            if start_time(pid) == state["pid_start"]:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                import select
+
+                select.select([pidfd], [], [], 10)
+        except (ProcessLookupError, FileNotFoundError):
+            pass
+        finally:
+            os.close(pidfd)
+
+
+_LOST = "its supervisor was killed"
+
+
+def new_state(status: str) -> dict[str, Any]:
+    return {
+        "status": status,
+        "pid": 0,
+        "pid_start": "",
+        "boot": boot_id(),
+        "exit_code": 0,
+        "error": "",
+        "started": 0.0,
+        "finished": 0.0,
+    }
+
+
+def remove_container_tree(path: str, driver: str, remove: Callable[[str, str], None]) -> None:
+    """Remove a container's directory: the writable layer by its driver, the rest as plain files."""
+    from ..layers.remove import remove_tree
+
+    remove(f"{path}/rw", driver)
+    remove_tree(path)
+
+
+def _same(fd: int, path: str) -> bool:
+    try:
+        return os.fstat(fd).st_ino == os.stat(path).st_ino
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,297 @@
+"""Foreground supervision: moves bytes, forwards signals, waits for the end. On the path of `run`.
+
+The container never gets the caller's own fds: a terminal could be written into (TIOCSTI), and a program
+that opens /dev/stdout could not open a file of the caller's. It gets pipes, or a terminal of its own, and
+this loop moves the bytes; between pipes by splice(2), without copying them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import stat
+import termios
+
+from ..sandbox import console
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..sandbox.box import Box
+
+_CHUNK = 1 << 20
+_SPLICE_F_NONBLOCK = 2
+_FIFO_ATOMIC = 4096  # PIPE_BUF: what fits whenever poll(2) says that a pipe is writable
+# Not passed on: what can't be caught, what concerns this process itself, and what stops it as a job.
+_KEPT = {
+    signal.SIGKILL,
+    signal.SIGSTOP,
+    signal.SIGCHLD,
+    signal.SIGPIPE,
+    signal.SIGURG,
+    signal.SIGTSTP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGCONT,
+    signal.SIGWINCH,
+    signal.SIGSEGV,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGABRT,
+    signal.SIGTRAP,
+}
+
+
+class Pipes:
+    """The pipes between the engine and a container without a terminal.
+
+    ``theirs`` are the container's fds 0, 1, 2; ``ours`` the engine's ends. Without ``interactive`` stdin is
+    /dev/null.
+    """
+
+    def __init__(self, owner: tuple[int, int], *, interactive: bool) -> None:
+        self.ours: list[int] = [-1, -1, -1]
+        self.theirs: list[int] = []
+        if interactive:
+            read, self.ours[0] = os.pipe()
+        else:
+            read = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self.theirs.append(read)
+        for number in (1, 2):
+            self.ours[number], write = os.pipe()
+            self.theirs.append(write)
+        # Programs open /dev/stdout and /dev/stderr, that is /proc/self/fd/1, as their own user.
+        for fd in self.theirs[0 if interactive else 1 :]:
+            os.fchown(fd, *owner)
+
+    def close_theirs(self) -> None:
+        for fd in self.theirs:
+            os.close(fd)
+        self.theirs = []
+
+    def close(self) -> None:
+        self.close_theirs()
+        for fd in self.ours:
+            if fd >= 0:
+                os.close(fd)
+        self.ours = []
+
+
+class _Pump:
+    """Moves bytes one way. Waits for the source, then, if the target is full, for the target."""
+
+    __slots__ = ("buffer", "chunk", "done", "full", "own_source", "own_target", "source", "splices", "target")
+
+    def __init__(self, source: int, target: int, *, own_source: bool = False, own_target: bool = False) -> None:
+        self.source = source
+        self.target = target
+        self.own_source = own_source  # close it when the target goes away, so that the writer learns of it
+        self.own_target = own_target  # close it at the source's end, so that the reader sees the end
+        self.buffer = memoryview(b"")
+        self.full = False
+        self.done = False
+        modes = [os.fstat(fd).st_mode for fd in (source, target)]
+        self.splices = any(map(stat.S_ISFIFO, modes)) and not any(map(stat.S_ISCHR, modes))
+        self.chunk = _FIFO_ATOMIC if not stat.S_ISREG(modes[1]) else _CHUNK
+
+    @property
+    def waits_for(self) -> tuple[int, int]:
+        return (self.target, select.POLLOUT) if self.full else (self.source, select.POLLIN)
+
+    def turn(self) -> bool:
+        """Move what can be moved without waiting; False where nothing moved."""
+        try:
+            if self.splices:
+                return self._splice()
+            return self._copy()
+        except BlockingIOError:
+            self.full = not self.full
+            return False
+        except OSError as error:
+            if error.errno == errno.EINVAL and self.splices:
+                self.splices = False  # an O_APPEND file, or a file system without splice
+                return True
+            # EPIPE: the reader went away. EIO: the other end of a terminal was closed, or its disk failed.
+            self.finish()
+            return False
+
+    def _splice(self) -> bool:
+        moved = os.splice(self.source, self.target, _CHUNK, flags=_SPLICE_F_NONBLOCK)
+        if not moved:
+            self.finish()
+        self.full = False
+        return bool(moved)
+
+    def _copy(self) -> bool:
+        if not self.buffer:
+            data = os.read(self.source, 65536)
+            if not data:
+                self.finish()
+                return False
+            self.buffer = memoryview(data)
+            self.full = True
+            if not select.select((), (self.target,), (), 0)[1]:
+                return True
+        self.buffer = self.buffer[os.write(self.target, self.buffer[: self.chunk]) :]
+        self.full = bool(self.buffer)
+        return True
+
+    def finish(self) -> None:
+        self.done = True
+        for fd, own in ((self.source, self.own_source), (self.target, self.own_target)):
+            if own:
+                os.close(fd)
+        self.own_source = self.own_target = False
+
+
+class RawTerminal:
+    """While entered, the caller's terminal passes every key through; restored on the way out."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.saved: list[Any] | None = None
+
+    def __enter__(self) -> RawTerminal:
+        try:
+            self.saved = termios.tcgetattr(self.fd)
+        except termios.error:
+            return self
+        self.set()
+        return self
+
+    def set(self) -> None:
+        if self.saved is None:
+            return
+        raw = [*self.saved[:6], list(self.saved[6])]
+        raw[0] &= ~(
+            termios.IGNBRK
+            | termios.BRKINT
+            | termios.PARMRK
+            | termios.ISTRIP
+            | termios.INLCR
+            | termios.IGNCR
+            | termios.ICRNL
+            | termios.IXON
+        )
+        raw[1] &= ~termios.OPOST
+        raw[2] = raw[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+        raw[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
+        raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
+        termios.tcsetattr(self.fd, termios.TCSANOW, raw)
+
+    def __exit__(self, *exc: object) -> None:
+        if self.saved is not None:
+            termios.tcsetattr(self.fd, termios.TCSADRAIN, self.saved)
+
+
+class _Signals:
+    """While entered, signals to this process go to the container's first process instead."""
+
+    def __init__(self, box: Box, master: int, raw: RawTerminal | None) -> None:
+        self.box = box
+        self.master = master
+        self.raw = raw
+        self.saved: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        handlers: dict[int, Callable[..., None]] = {}
+        for number in signal.valid_signals() - _KEPT:
+            # One that the caller ignores (nohup) stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                handlers[number] = self._forward
+        if self.master >= 0:
+            handlers[signal.SIGWINCH] = self._resize
+            handlers[signal.SIGCONT] = self._continue
+        for number, handler in handlers.items():
+            try:
+                self.saved[number] = signal.signal(number, handler)
+            except (OSError, ValueError):
+                continue
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self.saved.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def _forward(self, number: int, frame: object) -> None:
+        try:
+            signal.pidfd_send_signal(self.box.pidfd, number)
+        except OSError:
+            pass  # it has just ended
+
+    def _resize(self, number: int, frame: object) -> None:
+        size = console.get_size(0) or console.get_size(1)
+        if size:
+            try:
+                console.set_size(self.master, size)
+            except OSError:
+                pass
+
+    def _continue(self, number: int, frame: object) -> None:
+        # Somebody stopped and continued this process; the shell has put the terminal back in between.
+        if self.raw:
+            self.raw.set()
+        self._resize(number, frame)
+
+
+def supervise(box: Box, pipes: Pipes | None, master: int, *, interactive: bool) -> int:
+    """Serve the container until its first process ends and all its output is passed on; its exit code."""
+    if master >= 0:
+        os.set_blocking(master, False)
+        pumps = [_Pump(master, 1)]
+        if interactive:
+            pumps.append(_Pump(0, master))
+        with RawTerminal(0) as raw, _Signals(box, master, raw):
+            return _serve(box, pumps, pumps[:1])
+    assert pipes is not None
+    ours, pipes.ours = pipes.ours, []
+    for fd in ours:
+        if fd >= 0:
+            os.set_blocking(fd, False)
+    outputs = [_Pump(ours[1], 1, own_source=True), _Pump(ours[2], 2, own_source=True)]
+    pumps = list(outputs)
+    if interactive:
+        pumps.append(_Pump(0, ours[0], own_target=True))
+    try:
+        with _Signals(box, -1, None):
+            return _serve(box, pumps, outputs)
+    finally:
+        for pump in pumps:
+            if not pump.done:
+                pump.finish()
+
+
+def _serve(box: Box, pumps: list[_Pump], outputs: list[_Pump]) -> int:
+    while True:
+        poll = select.poll()
+        poll.register(box.pidfd, select.POLLIN)
+        waiting: dict[int, list[_Pump]] = {}
+        events: dict[int, int] = {}
+        for pump in pumps:
+            if not pump.done:
+                fd, event = pump.waits_for
+                events[fd] = events.get(fd, 0) | event
+                waiting.setdefault(fd, []).append(pump)
+        for fd, event in events.items():
+            poll.register(fd, event)
+        ready = poll.poll()
+        for fd, _ in ready:
+            for pump in waiting.get(fd, ()):
+                pump.turn()
+        if any(fd == box.pidfd for fd, _ in ready):
+            break
+    code = box.wait()
+    # Everything the container wrote is in the pipes by now, and whoever could write more is dead.
+    for pump in outputs:
+        while not pump.done:
+            fd, event = pump.waits_for
+            poll = select.poll()
+            poll.register(fd, event)
+            if not poll.poll(None if pump.full else 0):
+                break
+            pump.turn()
+    return code
