@@ -1,0 +1,189 @@
+"""What a layer deletes, in the two forms a tree can hold it (OCI image spec, layer.md, "Whiteouts").
+
+A whiteout hides a name of the lower layers, an opaque mark all names of theirs in a directory. Neither
+touches what the same layer adds, before or after. A name that a layer both deletes and adds as a directory
+is a new, empty directory in which only the layer's own entries are.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from errno import ELOOP, ENODATA, ENOENT, ENOTDIR, EOPNOTSUPP
+
+from .remove import remove_at
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .dirs import Directories
+    from .entry import Entry
+    from .unpack import Attributes
+
+_DEFAULT_ACL = "system.posix_acl_default"
+_GONE = (ENOENT, ENOTDIR, ELOOP)
+
+
+class OverlayForm:
+    """Marks for overlayfs: a character device 0/0, and ``<namespace>.overlay.opaque`` on directories."""
+
+    adds: Callable[[bytes, Entry], None] | None = None
+
+    def __init__(self, dirs: Directories, namespace: str) -> None:
+        self.opaque_root = False
+        self._dirs = dirs
+        self._mark = namespace + ".overlay.opaque"
+
+    def whiteout(self, parent: bytes, dirfd: int, base: bytes) -> None:
+        try:
+            os.mknod(base, stat.S_IFCHR, 0, dir_fd=dirfd)
+        except FileExistsError:
+            if stat.S_ISDIR(os.lstat(base, dir_fd=dirfd).st_mode):
+                self.opaque(parent + b"/" + base if parent else base)
+
+    def opaque(self, name: bytes) -> None:
+        if name:
+            os.setxattr(self._dirs.open(name), self._mark, b"y")
+        else:
+            self.opaque_root = True
+
+    # A directory that stands where the layer had something else, a whiteout or a file, hides the lower one.
+    replaced = opaque
+
+    def clean(self, fd: int) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+class AppliedForm:
+    """Deletes in the tree itself, sparing what this layer added.
+
+    ``_own``: name → whether the layer made it; False for a directory from below that something of the layer's
+    lies in. Names that a later entry removed may stay in it: nothing but the layer's own can come there.
+    """
+
+    opaque_root = False
+
+    def __init__(
+        self,
+        root: int,
+        dirs: Directories,
+        attributes: dict[bytes, Attributes],
+        remember: Callable[[int], None],
+    ) -> None:
+        self._dirs = dirs
+        self._attributes = attributes
+        self._remember = remember
+        self._own: dict[bytes, bool] = {}
+        self._purged: set[bytes] = set()
+        self._kept: dict[bytes, tuple[int, bytes | None]] = {}
+        self.seen(b"", root)
+
+    def seen(self, name: bytes, fd: int) -> None:
+        """Keep the mtime of a directory that only gets new content; take its default ACL off, or the entries
+        made in it would inherit."""
+        if name in self._kept:
+            return
+        acl = None
+        try:
+            acl = os.getxattr(fd, _DEFAULT_ACL)
+            os.removexattr(fd, _DEFAULT_ACL)
+        except OSError as error:
+            if error.errno not in (ENODATA, EOPNOTSUPP):
+                raise
+        self._remember(len(name))
+        self._kept[name] = (os.fstat(fd).st_mtime_ns, acl)
+
+    def adds(self, parent: bytes, entry: Entry) -> None:
+        if entry.type not in ("whiteout", "opaque"):
+            name = parent + b"/" + entry.base if parent else entry.base
+            self._remember(len(name))
+            self._own[name] = True
+        self._goes_through(parent)
+
+    def _goes_through(self, name: bytes) -> None:
+        while name and name not in self._own:
+            self._remember(len(name))
+            self._own[name] = name in self._attributes
+            name = name.rpartition(b"/")[0]
+
+    def replaced(self, name: bytes) -> None:
+        pass
+
+    def whiteout(self, parent: bytes, dirfd: int, base: bytes) -> None:
+        name = parent + b"/" + base if parent else base
+        if name not in self._own:
+            self._delete(name, dirfd, base)
+        elif stat.S_ISDIR(os.lstat(base, dir_fd=dirfd).st_mode):
+            self._purge(name)
+            self._renew(name)
+
+    def opaque(self, name: bytes) -> None:
+        self._goes_through(name)
+        self._purge(name)
+
+    def _delete(self, name: bytes, dirfd: int, base: bytes) -> None:
+        try:
+            os.unlink(base, dir_fd=dirfd)
+        except IsADirectoryError:
+            self._dirs.forget(name)
+            remove_at(dirfd, base)
+        except FileNotFoundError:
+            pass
+
+    def _renew(self, name: bytes) -> None:
+        """A directory from below is hidden, yet the layer has something in it: it becomes an implied one."""
+        if not self._own[name]:
+            from .unpack import IMPLIED
+
+            self._own[name] = True
+            self._attributes[name] = IMPLIED
+
+    def _purge(self, name: bytes) -> None:
+        """Delete what the layer didn't add, all the way down. Done once, a directory needs it never again."""
+        above = name
+        while above:
+            above = above.rpartition(b"/")[0]
+            if above in self._purged:
+                return
+        todo = [name]
+        while todo:
+            name = todo.pop()
+            if name in self._purged:
+                continue
+            self._remember(len(name))
+            self._purged.add(name)
+            fd = self._dirs.open(name)
+            for found in os.listdir(fd):
+                base = os.fsencode(found)
+                path = name + b"/" + base if name else base
+                if path not in self._own:
+                    self._delete(path, fd, base)
+                elif stat.S_ISDIR(os.lstat(base, dir_fd=fd).st_mode):
+                    self._renew(path)
+                    todo.append(path)
+
+    def finish(self) -> None:
+        """Directories that the layer doesn't list get back what `seen` took."""
+        for name in sorted(self._kept, reverse=True):
+            if name in self._attributes:
+                continue
+            mtime, acl = self._kept[name]
+            try:
+                fd = self._dirs.open(name)
+            except OSError as error:
+                if error.errno in _GONE:
+                    continue
+                raise
+            if acl is not None:
+                os.setxattr(fd, _DEFAULT_ACL, acl)
+            os.utime(fd, ns=(mtime, mtime))
+
+    def clean(self, fd: int) -> None:
+        """A directory that the layer lists has the layer's attributes and no others."""
+        for name in os.listxattr(fd):
+            if name.startswith(("user.", "trusted.", "system.posix_acl_")) or name == "security.capability":
+                os.removexattr(fd, name)
