@@ -1,0 +1,88 @@
+"""Every command: where it lives, its one-line help, and the panel of ``pyrun --help`` it stands in.
+
+The table spares ``pyrun --help`` and completion the import of any command. A test holds its help lines to
+the commands' own.
+"""
+
+from __future__ import annotations
+
+COMMON = "Common Commands"
+MANAGEMENT = "Management Commands"
+OTHER = "Commands"
+PANELS = (COMMON, MANAGEMENT, OTHER)
+
+
+class Entry:
+    """A command: ``target`` is "module:function" within this package."""
+
+    __slots__ = ("help", "panel", "target")
+
+    def __init__(self, target: str, help: str, panel: str = OTHER) -> None:
+        self.target = target
+        self.help = help
+        self.panel = panel
+
+
+class GroupEntry:
+    """A command that only has subcommands."""
+
+    __slots__ = ("entries", "help", "panel")
+
+    def __init__(self, help: str, entries: dict[str, Entry | GroupEntry], panel: str = MANAGEMENT) -> None:
+        self.help = help
+        self.entries = entries
+        self.panel = panel
+
+
+RUN = "Create a container from an image and run it"
+PULL = "Download an image from a registry"
+IMAGES = "List images"
+RMI = "Remove images"
+TAG = "Give an image another name"
+HISTORY = "Show how an image was built"
+PS = "List containers"
+RM = "Remove containers"
+
+CATALOG: dict[str, Entry | GroupEntry] = {
+    "run": Entry("run:run", RUN, COMMON),
+    "ps": Entry("ps:ps", PS, COMMON),
+    "pull": Entry("pull:pull", PULL, COMMON),
+    "images": Entry("images:images", IMAGES, COMMON),
+    "version": Entry("version:version", "Show the versions of pyrun and what it runs on", COMMON),
+    "info": Entry("info:info", "Show the store, the host and what pyrun can do on it", COMMON),
+    "container": GroupEntry(
+        "Manage containers",
+        {
+            "inspect": Entry("inspect:inspect_container", "Show all that is known of containers"),
+            "ls": Entry("ps:ps", PS),
+            "rm": Entry("rm:rm", RM),
+            "run": Entry("run:run", RUN),
+        },
+    ),
+    "image": GroupEntry(
+        "Manage images",
+        {
+            "history": Entry("history:history", HISTORY),
+            "inspect": Entry("inspect:inspect_image", "Show all that is known of images"),
+            "ls": Entry("images:images", IMAGES),
+            "pull": Entry("pull:pull", PULL),
+            "rm": Entry("rmi:rmi", RMI),
+            "tag": Entry("tag:tag", TAG),
+        },
+    ),
+    "storage": GroupEntry(
+        "Manage the store and its drivers",
+        {"doctor": Entry("storage:doctor", "Try every storage driver and say which work here, and why not")},
+    ),
+    "completion": Entry("completion:completion", "Print the completion script for a shell"),
+    "history": Entry("history:history", HISTORY),
+    "inspect": Entry("inspect:inspect", "Show all that is known of images and containers"),
+    "rm": Entry("rm:rm", RM),
+    "rmi": Entry("rmi:rmi", RMI),
+    "tag": Entry("tag:tag", TAG),
+}
+
+# Called by the completion scripts; in no listing.
+HIDDEN: dict[str, Entry] = {
+    "__complete": Entry("complete:complete", "Print what could come next on a command line")
+}

@@ -1,0 +1,92 @@
+"""What a command imports: the start of `pyrun` is most of the time a user waits."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    "msgspec",
+    "rich",
+    "pyroute2",
+    "asyncio",
+    "pydantic",
+    "http.client",
+    "ssl",
+    "prctl",
+    "importlib.metadata",
+}
+
+PROBE = """
+import json, os, sys
+args = json.loads(sys.argv[1])
+sys.argv = ["pyrun", *args]
+from pyrun.cli.main import main
+try:
+    main()
+except SystemExit:
+    pass
+os.write(3, json.dumps(sorted(sys.modules)).encode())
+"""
+
+
+def modules(*args):
+    """Every module imported by ``pyrun ARGS``, and whether it printed something."""
+    script = [sys.executable, "-c", PROBE, json.dumps(args)]
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec 3>&1 >/dev/null 2>&1; exec "$@"', "sh", *script],
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    return set(json.loads(done.stdout))
+
+
+def commands(loaded):
+    from pyrun.cli.catalog import CATALOG, HIDDEN, GroupEntry
+
+    def targets(table):
+        for entry in table.values():
+            if isinstance(entry, GroupEntry):
+                yield from targets(entry.entries)
+            else:
+                yield "pyrun.cli." + entry.target.partition(":")[0]
+
+    return loaded & {*targets(CATALOG), *targets(HIDDEN)}
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["image", "--help"], ["--version"]])
+def test_help_imports_no_command_and_no_engine(args):
+    loaded = modules(*args)
+    assert not commands(loaded)
+    assert "pyrun.engine" not in loaded
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize(
+    "name", ["run", "pull", "images", "rmi", "tag", "history", "inspect", "ps", "rm", "info"]
+)
+def test_the_help_of_a_command_imports_that_command_only(name):
+    loaded = modules(name, "--help")
+    assert commands(loaded) == {f"pyrun.cli.{name}"}
+    assert "pyrun.engine" not in loaded
+    assert not loaded & HEAVY
+
+
+def test_listing_commands_import_nothing_heavy(tmp_path):
+    for args in (["images"], ["ps", "-a"], ["version"]):
+        loaded = modules("--root", str(tmp_path / "root"), "--state", str(tmp_path / "state"), *args)
+        assert commands(loaded) == {f"pyrun.cli.{args[0]}"}
+        assert not loaded & HEAVY
+        assert "pyrun.cli.template" not in loaded
+
+
+def test_completing_a_command_imports_no_command():
+    assert commands(modules("__complete", "fish", "i")) == {"pyrun.cli.complete"}
+
+
+def test_running_loads_no_progress_display():
+    # The registry is never asked: the policy is "never".
+    loaded = modules("run", "--help")
+    assert "pyrun.cli.progress" not in loaded
