@@ -11,7 +11,7 @@ import socket
 import time
 
 from ..errors import Conflict, ContainerError, PyrunError, Unsupported, UsageError
-from ..kernel.userns import IdMap, read_map
+from ..kernel.userns import read_map
 from ..sandbox import console, idrange
 from ..sandbox.box import Box
 from ..storage.events import StorageEvent
@@ -142,6 +142,7 @@ def create(
             readonly=options.read_only,
             mounts=_mounts(found, tmpfs, directory, idmap=idmap),
             userns=userns,
+            rootless=store.env.userns,
         )
         record = {
             "id": id,
@@ -206,18 +207,15 @@ def _claim_name(containers: Containers, wanted: str | None, id: str) -> Any:
 
 
 def _identity_maps() -> tuple[list[dict[str, int]], list[dict[str, int]]]:
-    """Maps for a namespace below the engine's own in which every id keeps its number."""
+    """Maps for a namespace below the engine's own in which every id keeps its number.
 
-    def identity(maps: list[IdMap]) -> list[dict[str, int]]:
-        merged: list[IdMap] = []
-        for m in sorted(maps, key=lambda m: m.inside):
-            if merged and merged[-1].inside + merged[-1].count == m.inside:
-                merged[-1].count += m.count
-            else:
-                merged.append(IdMap(m.inside, m.inside, m.count))
-        return [{"containerID": m.inside, "hostID": m.inside, "size": m.count} for m in merged]
+    Extent by extent: the kernel refuses one that spans two of the parent's (map_id_range_down).
+    """
 
-    return identity(read_map("/proc/self/uid_map")), identity(read_map("/proc/self/gid_map"))
+    def identity(path: str) -> list[dict[str, int]]:
+        return [{"containerID": m.inside, "hostID": m.inside, "size": m.count} for m in read_map(path)]
+
+    return identity("/proc/self/uid_map"), identity("/proc/self/gid_map")
 
 
 def _seed_volumes(store: Store, layers: Sequence[Layer], found: list[Volume], directory: str) -> None:

@@ -139,14 +139,15 @@ def has_cgroup2() -> bool:
         return any(line.startswith("0::") for line in file)
 
 
-def _system_mounts(network: str) -> list[dict[str, Any]]:
+def _system_mounts(network: str, *, rootless: bool) -> list[dict[str, Any]]:
     def entry(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
         return {"destination": destination, "type": kind, "source": source, "options": list(options)}
 
     safe = ("nosuid", "noexec", "nodev")
     sys = (
-        # sysfs belongs to a network namespace; of the host's, the container may see a read-only clone.
-        entry("/sys", "bind", "/sys", "bind", "ro", *safe)
+        # sysfs belongs to a network namespace; of the host's, the container may see a read-only clone. In
+        # the rootless engine's mount namespace what is mounted below /sys can't be left out of it.
+        entry("/sys", "bind", "/sys", "rbind" if rootless else "bind", "ro", *safe)
         if network == "host"
         else entry("/sys", "sysfs", "sysfs", "ro", *safe)
     )
@@ -174,9 +175,11 @@ def build(
     readonly: bool,
     mounts: list[dict[str, Any]],
     userns: bool,
+    rootless: bool,
 ) -> dict[str, Any]:
     """The whole spec but for what only the start knows: the user, looked up in the mounted rootfs
-    (`set_user`), and the id maps of the user namespace that ``userns`` asks for."""
+    (`set_user`), and the id maps of the user namespace that ``userns`` asks for. ``rootless``: the engine
+    itself works in a user namespace."""
     namespaces = [*NAMESPACES, *(["network"] if network == "none" else []), *(["user"] if userns else [])]
     return {
         "ociVersion": "1.2.0",
@@ -195,7 +198,7 @@ def build(
         },
         "root": {"path": "rootfs", "readonly": readonly},
         "hostname": hostname,
-        "mounts": [*_system_mounts(network), *mounts],
+        "mounts": [*_system_mounts(network, rootless=rootless), *mounts],
         "linux": {
             "namespaces": [{"type": kind} for kind in namespaces],
             "maskedPaths": MASKED,
