@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 class ImageLayer:
-    """One layer of an image, bottom to top. ``size`` counts compressed bytes, ``unpacked`` those of the tar."""
+    """One layer, bottom to top. ``size`` counts compressed bytes, ``unpacked`` those of the tar."""
 
     __slots__ = ("diff_id", "digest", "media_type", "size", "unpacked")
 
@@ -100,7 +100,7 @@ class PullResult:
 
 
 class HistoryEntry:
-    """One line of an image's history, newest first. ``id`` is "" but for the newest; ``size`` in tar bytes."""
+    """One line of an image's history, newest first. ``id`` is "" but for the newest; ``size``: tar bytes."""
 
     __slots__ = ("comment", "created", "created_by", "id", "size")
 

@@ -1,0 +1,150 @@
+"""The registry client: manifests and blobs of one repository at one endpoint (OCI distribution spec).
+
+Digests are always computed from the bytes; what the registry claims about them is never believed.
+"""
+
+from __future__ import annotations
+
+import json
+
+from ..errors import DigestMismatch, ImageError, ManifestUnknown, RegistryError, Unauthorized
+from .auth import PRIVATE, Authorizer
+from .digest import digest_like, is_digest, sha256
+from .model import DOCKER_INDEX, DOCKER_MANIFEST, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST
+from .printable import printable
+from .registries import Endpoint
+from .transport import Response, Transport
+
+ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST))
+MAX_ERROR_BODY = 1 << 20
+
+
+class RegistryClient:
+    """One repository at one `Endpoint`. ``name`` is the image's name in messages, as the user knows it.
+
+    Connections must not be shared across fork: `close` before forking; the next request opens new ones.
+    """
+
+    def __init__(self, endpoint: Endpoint, name: str) -> None:
+        self.endpoint = endpoint
+        self.name = name
+        self._transport = Transport(endpoint.host, insecure=endpoint.insecure)
+        self._authorizer = Authorizer(self._transport, f"repository:{endpoint.path}:pull")
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def head_manifest(self, version: str) -> str | None:
+        """The digest the registry gives for a tag or digest; None where it does not say.
+
+        Docker Hub does not count HEAD against its pull limit. Raises `ManifestUnknown`, `Unauthorized`,
+        `RegistryError`.
+        """
+        response = self._request("HEAD", f"manifests/{version}", {"Accept": ACCEPT})
+        response.discard()
+        digest = response.header("Docker-Content-Digest") or ""
+        if response.status == 405 or (response.status == 200 and not is_digest(digest)):
+            return None
+        if response.status != 200:
+            # A HEAD has no body to explain itself: the GET's error will.
+            self.get_manifest(version)
+            return None
+        return digest
+
+    def get_manifest(self, version: str) -> tuple[bytes, str, str]:
+        """(exact bytes, Content-Type, digest) of a manifest or index.
+
+        By digest, the bytes are checked against it (`DigestMismatch`); by tag the digest is their sha256.
+        """
+        response = self._request("GET", f"manifests/{version}", {"Accept": ACCEPT})
+        body = self._body(response, f"manifest for {self.name}", MAX_DOCUMENT)
+        if not is_digest(version):
+            return body, response.header("Content-Type") or "", sha256(body)
+        self._check(body, version, "manifest")
+        return body, response.header("Content-Type") or "", version
+
+    def get_blob(self, digest: str, size: int) -> bytes:
+        """A small blob (the image config) of exactly ``size`` bytes, whole and checked."""
+        if size > MAX_DOCUMENT:
+            raise ImageError(f"the config of {self.name} is larger than {MAX_DOCUMENT >> 20} MiB")
+        response = self._request("GET", f"blobs/{digest}", {})
+        body = self._body(response, f"config of {self.name}", size, too_long="than its manifest says")
+        self._check(body, digest, "config")
+        return body
+
+    def open_blob(self, digest: str) -> Response:
+        """The answer to a blob's GET, status 200, body not read."""
+        response = self._request("GET", f"blobs/{digest}", {})
+        if response.status != 200:
+            self._body(response, f"layer {digest} of {self.name}", 0)
+        encoding = response.header("Content-Encoding") or "identity"
+        if encoding.lower() != "identity":
+            response.close()
+            raise RegistryError(
+                f"{self.endpoint.host} sends {digest} in the encoding {printable(encoding, 60)!r}"
+            )
+        return response
+
+    def _request(self, method: str, path: str, headers: dict[str, str]) -> Response:
+        url = self._transport.url(f"/v2/{self.endpoint.path}/{path}")
+        known = self._authorizer.header
+        response = self._transport.request(
+            method, url, {**headers, **({"Authorization": known} if known else {})}
+        )
+        if response.status == 401:
+            response.discard()
+            answer = self._authorizer.answer(response.header("WWW-Authenticate"))
+            if answer is None:
+                raise Unauthorized(f"{self.endpoint.host} wants credentials for {self.name}", hint=PRIVATE)
+            response = self._transport.request(method, url, {**headers, "Authorization": answer})
+        return response
+
+    def _body(self, response: Response, what: str, limit: int, too_long: str = "") -> bytes:
+        """The body of a 200; any other status as the error it means."""
+        if response.status == 200:
+            body = response.read(limit)
+            if body is None:
+                raise ImageError(f"the {what} is larger {too_long or f'than {limit >> 20} MiB'}")
+            return body
+        status = response.status
+        body = response.read(MAX_ERROR_BODY) or b""
+        codes, said = _errors(body)
+        host = self.endpoint.host
+        if status in (401, 403):
+            raise Unauthorized(
+                f"{host} denies access to {self.name}" + (f": {said}" if said else ""), hint=PRIVATE
+            )
+        if status == 404:
+            where = "" if {"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN"} & codes else f" at {host}"
+            raise ManifestUnknown(
+                f"{what} not found{where}" + (f": {said}" if said else ""), hint="Check name and tag."
+            )
+        if status == 429:
+            after = printable(response.header("Retry-After") or "", 60)
+            wait = f"Try again in {after} s." if after.isdecimal() else "Try again later."
+            raise RegistryError(
+                f"{host} limits how often it may be asked" + (f": {said}" if said else ""), hint=wait
+            )
+        raise RegistryError(
+            f"{host} answered with status {status} for the {what}" + (f": {said}" if said else "")
+        )
+
+    def _check(self, body: bytes, digest: str, what: str) -> None:
+        found = digest_like(digest, body)
+        if found != digest:
+            raise DigestMismatch(
+                f"the {what} of {self.name} from {self.endpoint.host} is damaged or tampered with:"
+                f" it was asked for as {digest}, and is {found}"
+            )
+
+
+def _errors(body: bytes) -> tuple[set[str], str]:
+    """The codes of a registry's error body, and "code: message" of the first (distribution spec)."""
+    try:
+        listed = json.loads(body)["errors"]
+        codes = {entry["code"] for entry in listed if isinstance(entry["code"], str)}
+        first = listed[0]
+        said = f"{str(first['code']).replace('_', ' ').lower()}: {first.get('message') or ''}".rstrip(": ")
+        return codes, printable(said, 500)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        return set(), ""

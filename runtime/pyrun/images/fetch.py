@@ -1,0 +1,105 @@
+"""One layer's way into the stores, in a worker: from the first place that has its bytes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import DigestMismatch, ImageError, RegistryError
+from .blob import LayerBlob, RegistryBlob, Report, StoredBlob
+from .client import RegistryClient
+from .digest import short
+from .record import ImageLayer
+from .resolve import all_failed
+
+if TYPE_CHECKING:
+    from ..storage.contract import Layer
+    from .content import ContentStore
+    from .layerstore import LayerStore
+    from .model import Descriptor
+
+PROGRESS_INTERVAL = 0.1  # seconds between two reports of one state
+
+
+class LayerFetch:
+    """A layer to be brought in. ``key`` is its name in the layer store, whose ``parent`` counts where that
+    store is chained."""
+
+    def __init__(
+        self,
+        descriptor: Descriptor,
+        diff_id: str,
+        key: str,
+        content: ContentStore,
+        layers: LayerStore,
+        clients: Sequence[RegistryClient],
+    ) -> None:
+        self.digest = descriptor.digest
+        self.diff_id = diff_id
+        self.key = key
+        self._layer = ImageLayer(descriptor.digest, diff_id, descriptor.size, 0, descriptor.media_type)
+        self._annotations = descriptor.annotations
+        self.parent: Layer | None = None
+        self._content = content
+        self._layers = layers
+        self._clients = clients
+
+    def ingest(self, report: Report) -> None:
+        """Unpack the layer and keep its compressed blob, whichever is missing."""
+        if self._layers.find(self.key) is not None:
+            self.store(report)
+            return
+
+        def use(blob: LayerBlob) -> None:
+            if self._layers.chained:
+                self._layers.ingest(blob, self.parent)
+            else:
+                self._layers.ingest(blob)
+
+        if not self._through(use, _sparse(report)).verified:
+            self.store(report)  # another process made the layer, perhaps from another blob
+
+    def store(self, report: Report) -> None:
+        """Keep the compressed blob, and check that it unpacks to the diff_id."""
+        self._through(LayerBlob.verify, _sparse(report))
+
+    def _through(self, use: Callable[[LayerBlob], None], report: Report) -> LayerBlob:
+        """``use`` the blob of the first source whose bytes are what they should be; that blob."""
+        blob: LayerBlob
+        if self._content.has(self.digest):
+            blob = StoredBlob(self._content, self._layer, self._annotations, report)
+            try:
+                use(blob)
+                return blob
+            except DigestMismatch:
+                if blob.intact:
+                    raise
+                self._content.remove(self.digest)  # damaged on disk: fetched again below
+        failures: list[tuple[RegistryClient, ImageError]] = []
+        for client in self._clients:
+            blob = RegistryBlob(client, self._content, self._layer, self._annotations, report)
+            try:
+                use(blob)
+                return blob
+            except (RegistryError, DigestMismatch) as error:
+                if blob.intact:
+                    raise  # the bytes are right and the image is wrong: another endpoint can't help
+                failures.append((client, error))
+            finally:
+                client.close()
+        raise all_failed(f"layer {short(self.digest)}", failures)
+
+
+def _sparse(report: Report) -> Report:
+    """``report`` with the steps between two changes of state thinned out."""
+    last, when = "", 0.0
+
+    def thinned(status: str, current: int, total: int) -> None:
+        nonlocal last, when
+        now = time.monotonic()
+        if status != last or now - when >= PROGRESS_INTERVAL:
+            last, when = status, now
+            report(status, current, total)
+
+    return thinned

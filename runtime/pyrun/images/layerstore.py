@@ -1,0 +1,45 @@
+"""What this room needs of the layer store (`pyrun.storage` has it): layers by key, made from blobs.
+
+A layer's key is its diff_id, or where ``chained`` its chain_id (OCI image spec, config.md#layer-chainid).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from ..storage.layers import chain_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ..storage.contract import Blob, Layer
+
+
+class LayerStore(Protocol):
+    @property
+    def chained(self) -> bool: ...
+
+    def find(self, key: str, /) -> Layer | None: ...
+
+    def unpacked(self, key: str, /) -> int:
+        """Bytes of the tar stream the layer was made from."""
+
+    def ingest(self, blob: Blob, parent: Layer | None = None, /) -> Layer:
+        """Make the layer, or wait for a process that is making it; ``blob`` may be left unread then."""
+
+    def sync(self) -> None:
+        """Put every layer made so far on disk."""
+
+    def keys(self) -> Iterable[str]: ...
+
+    def remove(self, key: str, /) -> None: ...
+
+
+def layer_keys(diff_ids: Sequence[str], *, chained: bool) -> list[str]:
+    """The key of each layer, bottom to top."""
+    if not chained:
+        return list(diff_ids)
+    keys: list[str] = []
+    for diff_id in diff_ids:
+        keys.append(chain_id(keys[-1] if keys else None, diff_id))
+    return keys

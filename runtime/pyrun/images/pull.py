@@ -1,0 +1,171 @@
+"""Pull: resolve, fetch and unpack the layers side by side, then write the record that names them.
+
+Until that record is written nothing refers to what was fetched: a pull that fails or is killed leaves whole,
+verified blobs and layers (the next pull uses them, gc removes them) and no image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from ..storage.locks import SharedLock
+from .client import RegistryClient
+from .content import ContentStore, out_of_space
+from .digest import short
+from .fetch import LayerFetch
+from .layerstore import LayerStore, layer_keys
+from .local import ImageStore
+from .platform import Platform, wanted
+from .record import Image, ImageLayer, Progress, PullResult
+from .reference import Reference
+from .registries import Registries
+from .resolve import Resolved, resolve
+from .workers import Job, Report, run
+
+
+def pull(
+    reference: Reference,
+    *,
+    platform: str | None = None,
+    content: ContentStore,
+    images: ImageStore,
+    layers: LayerStore,
+    registries: Registries,
+    progress: Callable[[Progress], None] | None = None,
+) -> PullResult:
+    """Bring the image of ``reference`` for ``platform`` (None: DOCKER_DEFAULT_PLATFORM, else the host's) into
+    the stores, and name it.
+
+    One HEAD request is all that goes over the network where the local image is up to date, and none where
+    ``reference`` has a digest. ``progress`` is called in this process, in docker's words. The process must
+    have one thread (layers are fetched in forked workers).
+
+    Raises `ImageError` and its kinds (`RegistryError`, `ManifestUnknown`, `Unauthorized`,
+    `PlatformUnavailable`, `DigestMismatch`), `LayerError`, `StorageError`.
+    """
+    try:
+        locks = os.path.join(content.root, "locks")
+        os.makedirs(locks, mode=0o700, exist_ok=True)
+        with SharedLock(os.path.join(locks, "store")):
+            return _Pull(reference, wanted(platform), content, images, layers, registries, progress).run()
+    except OSError as error:
+        raise out_of_space(error, str(error.filename or content.root)) from error
+
+
+class _Pull:
+    def __init__(
+        self,
+        reference: Reference,
+        platform: Platform,
+        content: ContentStore,
+        images: ImageStore,
+        layers: LayerStore,
+        registries: Registries,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.reference = reference
+        self.platform = platform
+        self.content = content
+        self.images = images
+        self.layers = layers
+        self.endpoints = registries.endpoints(reference)
+        self.progress = progress or (lambda step: None)
+
+    def run(self) -> PullResult:
+        name = self.reference.familiar
+        clients = [RegistryClient(endpoint, name) for endpoint in self.endpoints]
+        try:
+            resolved = resolve(self.reference, self.platform, self.content, clients)
+        finally:
+            for client in clients:
+                client.close()  # the workers open their own connections
+        self._say(self.reference.digest or str(self.reference.tag), f"Pulling from {self.reference.path}")
+        keys = layer_keys(resolved.config.rootfs.diff_ids, chained=self.layers.chained)
+        fetched = self._fetch(resolved, keys)
+        before = self.images.record(self.reference)
+        newer = before is None or (before.digest, before.manifest) != (
+            resolved.digest,
+            resolved.manifest_digest,
+        )
+        if newer or fetched or before is None:
+            self.layers.sync()
+            image = self._record(resolved, keys)
+            self.images.put(image)
+        else:
+            image = before
+        return PullResult(image, newer)
+
+    def _record(self, resolved: Resolved, keys: Sequence[str]) -> Image:
+        manifest, config = resolved.manifest, resolved.config
+        return Image(
+            reference=self.reference.canonical,
+            digest=resolved.digest,
+            manifest=resolved.manifest_digest,
+            id=manifest.config.digest,
+            platform=str(resolved.platform),
+            created=config.created or "",
+            config=config.config or {},
+            layers=[
+                ImageLayer(layer.digest, diff_id, layer.size, self.layers.unpacked(key), layer.media_type)
+                for layer, diff_id, key in zip(manifest.layers, config.rootfs.diff_ids, keys, strict=True)
+            ],
+        )
+
+    def _fetch(self, resolved: Resolved, keys: Sequence[str]) -> bool:
+        """Bring every blob and layer in; False if all were there."""
+        # Pairs that an earlier pull proved to belong together; for others the blob is unpacked to find out.
+        proven = {(layer.digest, layer.diff_id) for image in self.images.list() for layer in image.layers}
+        plan: dict[tuple[str, str], LayerFetch] = {}
+        stack: list[LayerFetch] = []
+        for layer, diff_id, key in zip(
+            resolved.manifest.layers, resolved.config.rootfs.diff_ids, keys, strict=True
+        ):
+            fetch = LayerFetch(layer, diff_id, key, self.content, self.layers, resolved.clients)
+            stack.append(fetch)
+            pair = (layer.digest, diff_id)
+            if pair in proven and self.content.has(layer.digest) and self.layers.find(key) is not None:
+                self._say(short(layer.digest), "Already exists")
+            elif pair not in plan:
+                self._say(short(layer.digest), "Pulling fs layer")
+                plan[pair] = fetch
+        todo = list(plan.values())
+        at_once = (os.cpu_count() or 1) + 1
+        for fetch in todo[at_once:]:
+            self._say(short(fetch.digest), "Waiting")
+        if self.layers.chained:
+            self._fetch_chained(todo, stack, at_once)
+        else:
+            self._work(todo, LayerFetch.ingest, at_once)
+        return bool(todo)
+
+    def _fetch_chained(self, todo: Sequence[LayerFetch], stack: Sequence[LayerFetch], at_once: int) -> None:
+        """A layer is made from its parent's native form: blobs side by side, then layers bottom to top."""
+        self._work(todo, LayerFetch.store, at_once)
+        parent = None
+        for fetch in stack:
+            if self.layers.find(fetch.key) is None:
+                fetch.parent = parent
+                self._work([fetch], LayerFetch.ingest, 1)
+            parent = self.layers.find(fetch.key)
+
+    def _work(
+        self, fetches: Sequence[LayerFetch], what: Callable[[LayerFetch, Report], None], at_once: int
+    ) -> None:
+        def reported(number: int, status: str, current: int, total: int) -> None:
+            self.progress(Progress(short(fetches[number].digest), status, current, total))
+
+        def finished(number: int) -> None:
+            if what is LayerFetch.ingest or self.layers.find(fetches[number].key) is not None:
+                self._say(short(fetches[number].digest), "Pull complete")
+
+        jobs = [Job(f"layer {short(fetch.digest)}", partial(what, fetch)) for fetch in fetches]
+        try:
+            run(jobs, at_once=at_once, reported=reported, finished=finished)
+        except BaseException:
+            self.content.sweep()  # what the ended workers were writing
+            raise
+
+    def _say(self, id: str, status: str) -> None:
+        self.progress(Progress(id, status))

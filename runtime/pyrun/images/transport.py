@@ -1,0 +1,278 @@
+"""HTTP to a registry, under a hostile registry's rules: what is connected to, followed and believed.
+
+Plain HTTP is spoken only to loopback and to hosts that registries.conf calls insecure, and then it is tried
+*first*: there is no step down from TLS to plain text after a failure, which someone on the way could cause.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import socket
+import ssl
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from ..errors import RegistryError
+from .printable import printable
+
+CONNECT_TIMEOUT = 15.0  # seconds
+IDLE_TIMEOUT = 60.0  # seconds without a byte
+MAX_REDIRECTS = 10
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_USER_AGENT = "pyrun"
+_SMALL = 64 << 10
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Origin = tuple[str, str, int]  # scheme, host, port
+
+
+class Response:
+    """An answer whose body has not been read. Read it to its end, or `close` it, before the next request."""
+
+    def __init__(
+        self, raw: http.client.HTTPResponse, connection: http.client.HTTPConnection, origin: Origin
+    ) -> None:
+        self.raw = raw
+        self.status = raw.status
+        self.origin = origin
+        self._connection = connection
+
+    def header(self, name: str) -> str | None:
+        """The header's value; several of one name are joined by commas, as RFC 9110 §5.3 reads them."""
+        values = self.raw.headers.get_all(name)
+        return ", ".join(values) if values else None
+
+    def read(self, limit: int) -> bytes | None:
+        """The whole body, None if it is longer than ``limit`` bytes (the connection is closed then)."""
+        with _explained(self.origin):
+            body = self.raw.read(limit + 1)
+            short = self.raw.length  # what Content-Length promised and did not come
+        if len(body) > limit:
+            self.close()
+            return None
+        if short:
+            self.close()
+            raise RegistryError(f"{named(self.origin)} closed the connection in the middle of an answer")
+        return body
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Up to ``len(buffer)`` bytes of the body; 0 at its end, or where the connection ended early."""
+        with _explained(self.origin):
+            return self.raw.readinto(buffer)
+
+    def discard(self) -> None:
+        """Be done with the answer; the connection is kept if only little of the body is left."""
+        self.read(_SMALL)
+
+    def close(self) -> None:
+        """Be done with the answer and its connection."""
+        self.raw.close()
+        self._connection.close()
+
+
+class Transport:
+    """Requests to one registry and to where it redirects. Connections are kept; not safe across fork."""
+
+    def __init__(self, host: str, *, insecure: bool) -> None:
+        self.host = host
+        self.insecure = insecure
+        self.plain_allowed = insecure or is_loopback(host)
+        self._scheme = "" if self.plain_allowed else "https"
+        self._connections: dict[Origin, http.client.HTTPConnection] = {}
+        self._contexts: dict[bool, ssl.SSLContext] = {}
+        self._home: Address | None = None  # of the registry itself
+
+    def url(self, path: str) -> str:
+        """``path`` at this registry, in the scheme it speaks; the first call may have to find that out."""
+        return f"{self.scheme}://{self.host}{path}"
+
+    @property
+    def scheme(self) -> str:
+        if not self._scheme:
+            self._scheme = "http" if self._speaks_plain_http() else "https"
+        return self._scheme
+
+    def close(self) -> None:
+        """Close every connection; the next request opens new ones."""
+        for connection in self._connections.values():
+            connection.close()
+        self._connections.clear()
+
+    def request(self, method: str, url: str, headers: dict[str, str]) -> Response:
+        """Send, and follow up to ten redirects. Raises `RegistryError` for anything but an HTTP answer.
+
+        Authorization is dropped as soon as scheme, host or port change. A redirect from https to http is
+        refused, and so is anything that leads from elsewhere to loopback or a link-local address: a registry
+        has no business with services of this machine or of its cloud (SSRF).
+        """
+        headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
+        for _ in range(MAX_REDIRECTS + 1):
+            origin, target = _parsed(url)
+            if origin[0] == "http" and not self.plain_allowed:
+                raise RegistryError(
+                    f"{self.host} leads to {printable(url, 200)}, which is not https", hint=_PLAIN_HINT
+                )
+            response = self._send(method, origin, target, headers)
+            location = response.header("Location")
+            if response.status not in _REDIRECTS or not location:
+                return response
+            response.discard()
+            url = urljoin(url, location)
+            following = _parsed(url)[0]
+            if origin[0] == "https" and following[0] != "https":
+                raise RegistryError(
+                    f"{named(origin)} redirects from https to {printable(url, 200)}",
+                    hint="That is never followed.",
+                )
+            if following != origin:
+                headers = {name: value for name, value in headers.items() if name != "Authorization"}
+        raise RegistryError(f"{self.host} redirects more than {MAX_REDIRECTS} times")
+
+    def _send(self, method: str, origin: Origin, target: str, headers: dict[str, str]) -> Response:
+        for attempt in (1, 2):
+            with _explained(origin):
+                connection, fresh = self._connected(origin)
+                self._check_peer(origin, connection)
+                try:
+                    connection.request(method, target, headers=headers)
+                    return Response(connection.getresponse(), connection, origin)
+                except (http.client.RemoteDisconnected, ConnectionError, http.client.CannotSendRequest):
+                    # A kept connection may have been closed by the other side since; a fresh one may not.
+                    connection.close()
+                    if fresh or attempt == 2:
+                        raise
+                except BaseException:
+                    connection.close()
+                    raise
+        raise AssertionError("unreachable")
+
+    def _connected(self, origin: Origin) -> tuple[http.client.HTTPConnection, bool]:
+        connection = self._connections.get(origin)
+        if connection is not None and connection.sock is not None:
+            return connection, False
+        scheme, host, port = origin
+        if scheme == "https":
+            context = self._context(verify=not (self.insecure and origin == self._origin("https")))
+            connection = http.client.HTTPSConnection(host, port, timeout=CONNECT_TIMEOUT, context=context)
+        else:
+            connection = http.client.HTTPConnection(host, port, timeout=CONNECT_TIMEOUT)
+        connection.connect()
+        connection.sock.settimeout(IDLE_TIMEOUT)
+        self._connections[origin] = connection
+        return connection, True
+
+    def _check_peer(self, origin: Origin, connection: http.client.HTTPConnection) -> None:
+        """Refuse an address of this machine or link that a registry elsewhere led to."""
+        peer = _peer(connection)
+        if origin == self._origin(origin[0]):
+            self._home = peer
+            return
+        home = self._home
+        if _inward(peer) and not (home and _inward(home) and home.is_loopback == peer.is_loopback):
+            connection.close()
+            raise RegistryError(
+                f"{self.host} leads to {named(origin)}, an address of this machine or link ({peer})",
+                hint="That is never followed from a registry elsewhere.",
+            )
+
+    def _origin(self, scheme: str) -> Origin:
+        return _parsed(f"{scheme}://{self.host}/")[0]
+
+    def _context(self, *, verify: bool) -> ssl.SSLContext:
+        context = self._contexts.get(verify)
+        if context is None:
+            context = ssl.create_default_context()
+            if not verify:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+            self._contexts[verify] = context
+        return context
+
+    def _speaks_plain_http(self) -> bool:
+        """Whether a registry answers plain HTTP at this host. A TLS server answers 400, or not in HTTP."""
+        origin, target = _parsed(f"http://{self.host}/v2/")
+        connection = http.client.HTTPConnection(origin[1], origin[2], timeout=CONNECT_TIMEOUT)
+        try:
+            with _explained(origin):
+                connection.connect()
+            try:
+                connection.request("GET", target, headers={"User-Agent": _USER_AGENT})
+                return connection.getresponse().status not in (400, *_REDIRECTS)
+            except (http.client.HTTPException, OSError):
+                return False
+        finally:
+            connection.close()
+
+
+_PLAIN_HINT = "Plain HTTP is spoken to loopback, and to hosts that registries.conf marks insecure = true."
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host[:port]`` names this machine's loopback, by address or as "localhost"."""
+    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+def named(origin: Origin) -> str:
+    """``host:port`` for a message, without the port that the scheme implies."""
+    scheme, host, port = origin
+    host = f"[{host}]" if ":" in host else host
+    return printable(host if port == {"http": 80, "https": 443}[scheme] else f"{host}:{port}", 300)
+
+
+def _parsed(url: str) -> tuple[Origin, str]:
+    try:
+        parts: SplitResult = urlsplit(url)
+        port, host = parts.port, parts.hostname
+    except ValueError:
+        port, host = None, None
+    else:
+        if parts.scheme in ("http", "https") and host and not parts.username and not parts.password:
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            return (parts.scheme, host, port or {"http": 80, "https": 443}[parts.scheme]), target
+    raise RegistryError(f"{printable(url, 300)!r} is not an address that can be fetched")
+
+
+def _peer(connection: http.client.HTTPConnection) -> Address:
+    """The address that was connected to: what a name resolved to, and not what it may resolve to next."""
+    address = ipaddress.ip_address(connection.sock.getpeername()[0].partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _inward(address: Address) -> bool:
+    return address.is_loopback or address.is_link_local
+
+
+class _explained:  # noqa: N801  (reads as a word in a with statement)
+    """Turns the errors of sockets, TLS and HTTP into a `RegistryError` that names the host."""
+
+    def __init__(self, origin: Origin) -> None:
+        self.origin = origin
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, (OSError, http.client.HTTPException, ValueError)):
+            return
+        host = named(self.origin)
+        hint = "Check the network, and the mirrors in registries.conf."
+        if isinstance(error, socket.gaierror):
+            why = f"its name can't be resolved ({error.strerror})"
+        elif isinstance(error, ssl.SSLCertVerificationError):
+            why = f"its certificate can't be verified: {error.verify_message}"
+            hint = "Install its CA's certificate on this host, or mark it insecure = true in registries.conf."
+        elif isinstance(error, ssl.SSLError):
+            why, hint = f"TLS failed: {error.reason or error}", _PLAIN_HINT
+        elif isinstance(error, TimeoutError):
+            why = "it does not answer in time"
+        elif isinstance(error, http.client.HTTPException):
+            why = f"its answer is not HTTP: {type(error).__name__} {printable(str(error), 200)}".rstrip()
+        elif isinstance(error, OSError):
+            why = (error.strerror or str(error)).lower()
+        else:
+            why = printable(str(error), 200)
+        raise RegistryError(f"registry {host} can't be reached: {why}", hint=hint) from error

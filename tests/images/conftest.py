@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.registry import Registry, registry
+
+from pyrun.images.content import ContentStore
+from pyrun.images.local import ImageStore
+from pyrun.images.pull import pull
+from pyrun.images.record import Progress, PullResult
+from pyrun.images.registries import Registries
+from pyrun.storage.contract import Env
+from pyrun.storage.layers import LayerStore
+from pyrun.storage.store import open_store
+
+__all__ = ["registry"]
+
+
+class Engine:
+    """The stores below one root, and a pull into them by way of a registries.conf."""
+
+    def __init__(self, root: Path, conf: Path, layers: LayerStore | None = None) -> None:
+        self.root = root
+        self.conf = conf
+        self.layers = layers or open_store(Env(str(root)), "", {}).layers
+        self.content = ContentStore(str(root))
+        self.images = ImageStore(str(root))
+        self.steps: list[Progress] = []
+
+    def pull(
+        self, text: str, platform: str | None = None, progress: Callable[[Progress], None] | None = None
+    ) -> PullResult:
+        registries = Registries.from_file(str(self.conf))
+        return pull(
+            registries.reference(text),
+            platform=platform,
+            content=self.content,
+            images=self.images,
+            layers=self.layers,
+            registries=registries,
+            progress=progress or self.steps.append,
+        )
+
+    def states(self, id: str) -> list[str]:
+        """The states a layer went through, each once."""
+        return list(dict.fromkeys(step.status for step in self.steps if step.id == id))
+
+    def partial(self) -> list[str]:
+        """Whatever is neither finished nor gone: ingest files, staging directories, temporary files."""
+        return [
+            os.path.join(folder, name)
+            for sub in ("ingest", "staging", "images", "content")
+            for folder, _, names in os.walk(self.root / sub)
+            for name in names
+            if sub in ("ingest", "staging") or name.startswith(".tmp")
+        ] + [str(path) for path in (self.root / "staging").glob("*")]
+
+
+@pytest.fixture
+def engine(tmp_path: Path, registry: Registry) -> Iterator[Engine]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount overlays")
+    yield Engine(tmp_path / "store", registry.registries_conf(tmp_path / "registries.conf"))
+
+
+@pytest.fixture
+def repository(request: pytest.FixtureRequest) -> str:
+    """A repository name that no other test uses."""
+    name = "".join(c if c.isalnum() else "-" for c in request.node.name.lower()).strip("-")
+    while "--" in name:
+        name = name.replace("--", "-")
+    return f"test/{name[:100]}".rstrip("-")
