@@ -13,6 +13,8 @@ import pytest
 from pyrun.cli.app import root
 from pyrun.cli.complete import after_break, candidates
 from pyrun.cli.completion import SCRIPTS
+from pyrun.images.local import ImageStore
+from pyrun.images.record import Image
 
 BIN = os.path.dirname(sys.executable)
 PYRUN = os.path.join(BIN, "pyrun")
@@ -57,6 +59,31 @@ def test_a_store_that_can_not_be_read_offers_nothing_and_says_nothing():
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_local_images_are_offered_by_their_familiar_names(tmp_path):
+    images = ImageStore(str(tmp_path / "root"))
+    for reference in ("docker.io/library/redis:7", "localhost:5000/team/app:1.0"):
+        images.put(
+            Image(
+                reference=reference,
+                digest="sha256:" + "a" * 64,
+                manifest="sha256:" + "b" * 64,
+                id="sha256:" + "c" * 64,
+                platform="linux/amd64",
+                created="",
+                config={},
+                layers=[],
+            )
+        )
+    options = ["--root", str(tmp_path / "root"), "--state", str(tmp_path / "state")]
+    assert offered(*options, "run", "-it", "re") == ["redis:7"]
+    assert set(offered(*options, "rmi", "")) == {"redis:7", "localhost:5000/team/app:1.0"}
+    bash = [PYRUN, "__complete", "bash", " :=", f"pyrun {' '.join(options)} rmi localhost:5"]
+    assert (
+        subprocess.run(bash, capture_output=True, text=True, check=True).stdout
+        == "plain\t5000/team/app:1.0\t\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,12 @@ def test_completing_a_command_imports_no_command():
     assert commands(modules("__complete", "fish", "i")) == {"pyrun.cli.complete"}
 
 
-def test_running_loads_no_progress_display():
-    # The registry is never asked: the policy is "never".
-    loaded = modules("run", "--help")
-    assert "pyrun.cli.progress" not in loaded
+def test_run_without_a_pull_imports_no_registry_client_and_no_display(tmp_path):
+    loaded = modules(
+        *("--root", str(tmp_path / "root"), "--state", str(tmp_path / "state")),
+        *("run", "--pull", "never", "nothing-of-that-name"),
+    )
+    assert "pyrun.images.local" in loaded
+    assert not loaded & {"pyrun.cli.progress", "pyrun.images.client", "pyrun.images.pull"}
+    # The drivers are entry points; the capability set is set through prctl.
+    assert not loaded & (HEAVY - {"importlib.metadata", "prctl"})
