@@ -22,6 +22,9 @@ require() {
     local python package who probe purpose pass missing=() lines=()
     for pass in first second; do
         python=$(interpreter) || python=''
+        if [[ -z $python && -n ${PYRUN_PYTHON-} ]]; then
+            die "PYRUN_PYTHON names no Python of at least 3.11: $PYRUN_PYTHON"
+        fi
         missing=() lines=()
         while read -r package who probe purpose; do
             [[ -n $package && $package != \#* && " $* " == *" $who "* ]] || continue

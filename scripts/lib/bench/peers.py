@@ -69,7 +69,7 @@ class Field:
             str(self.work / "pyrun" / "state"),
         ]
         _run([*base, "pull", "-q", "busybox"], environ)
-        version = _run([program, "version"]).split("\n")[0]
+        version = _run([program, "--version"]).strip()
         command = [*base, "run", "--rm", "--network", "none", "busybox", "true"]
         return Contender("pyrun", version, command, environ)
 
