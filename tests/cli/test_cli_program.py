@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 
@@ -175,3 +177,22 @@ def test_a_template_that_fails_is_told_and_exits_with_1():
         'pyrun: template parsing error: template: :1:2: executing "" at <.Server.Version>: '
         'map has no entry for key "Server"\n'
     )
+
+
+@pytest.mark.parametrize("command", ["pull", "run"])
+def test_ctrl_c_ends_it_without_a_traceback(command, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        name = f"127.0.0.1:{silent.getsockname()[1]}/x"
+        process = subprocess.Popen(
+            [PYRUN, "--root", str(tmp_path / "r"), "--state", str(tmp_path / "s"), command, name],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        silent.settimeout(30)
+        silent.accept()  # it has connected, and waits for an answer that never comes
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in shown

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..images.record import Progress
 
 _REDRAW_SECONDS = 0.1
+_COUNTED = ("Downloading", "Extracting")  # the states whose bytes mean something to look at
 _BAR = (10, 50)  # the narrowest and the widest
 
 
@@ -60,7 +61,9 @@ class PullDisplay:
 
     def _draw(self, identifier: str, status: str, current: int, total: int) -> None:
         columns, rows = _window(self.stream)
-        text = f"{identifier}: {status}{bar(current, total, columns - len(identifier) - len(status) - 3)}"
+        text = f"{identifier}: {status}"
+        if status in _COUNTED:
+            text += bar(current, total, columns - len(text) - 1)
         text = text[: columns - 1]
         line = self.lines.get(identifier)
         if line is None:
