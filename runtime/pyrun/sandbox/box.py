@@ -71,8 +71,9 @@ class Box:
         self.userns = -1
         self._reaped = False
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
         # The child must not run finalizers, nor a collection over pages that it shares with the engine.
         gc.freeze()
         enabled = gc.isenabled()
