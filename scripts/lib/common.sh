@@ -47,10 +47,10 @@ step() {
         sleep 0.1
         ticks=$((ticks + 1))
         if [[ -t 1 ]]; then
-            last=$(tail -c 300 "$log" | tr -cd '[:print:]\n' | tail -n 1)
+            last=$(last_line "$log")
             printf '\r\033[K[%6ss] %s %s  %.60s' "$(elapsed "$began")" "${text}" "$(spin "$ticks")" "$last"
         elif ((ticks % 200 == 0)); then
-            last=$(tail -c 300 "$log" | tr -cd '[:print:]\n' | tail -n 1)
+            last=$(last_line "$log")
             printf '[%6ss] %s … %.80s\n' "$(elapsed "$began")" "$text" "$last"
         fi
     done
@@ -63,6 +63,10 @@ step() {
         exit 1
     fi
     printf '[%6ss] %s\n' "$(elapsed "$began")" "$text"
+}
+
+last_line() { # of the log $1, with nothing in it that a terminal would obey
+    tail -n 1 "$1" | tr '\r' '\n' | tail -n 1 | tr -cd '[:print:]'
 }
 
 spin() {
