@@ -161,6 +161,17 @@ class Terminal:
                 self.output += data
         raise AssertionError(f"{pattern!r} never came; got {self.output!r}")
 
+    def send_until(self, keys: bytes, pattern: bytes, seconds: float = 20) -> bytes:
+        """Send ``keys`` again and again until ``pattern`` comes: the job they are for may not run yet."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self.send(keys)
+            try:
+                return self.read_until(pattern, 0.5)
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+
     def attributes(self) -> list[Any]:
         return termios.tcgetattr(self.fd)
 

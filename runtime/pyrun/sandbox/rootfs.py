@@ -18,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_MAX_LINKS = 40  # as the kernel's own limit on symlinks in one walk (man path_resolution)
 _IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 
 
@@ -42,36 +43,51 @@ def make_file(root: int, path: str) -> int:
 
 
 def _ensure(root: int, path: str, create: Callable[[int, str], None]) -> int:
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if ".." in parts:
+    if ".." in path.split("/"):
         raise ContainerError(f"the path {path!r} inside the container has a '..' component")
     try:
-        return open_in(root, path)
-    except FileNotFoundError:
-        pass
-    # Walk down as far as the tree goes; each step is resolved within the root, so that symlinks of the
-    # image lead where they would lead inside the container.
+        for _ in range(_MAX_LINKS):
+            try:
+                return open_in(root, path)
+            except FileNotFoundError:
+                following = _make_missing(root, path, create)
+            if following is None:
+                continue
+            path = following
+        raise OSError(40, os.strerror(40))
+    except OSError as error:
+        raise ContainerError(f"can't make {path!r} inside the container: {error.strerror}") from error
+
+
+def _make_missing(root: int, path: str, create: Callable[[int, str], None]) -> str | None:
+    """Make the components of ``path`` that are missing, each on the fd of the one before; resolved within
+    the root, so that symlinks of the image lead where they would lead inside the container.
+
+    Stops at a dangling symlink, and returns the path that it stands for.
+    """
+    parts = [part for part in path.split("/") if part not in ("", ".")]
     current = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
     try:
-        for depth in range(1, len(parts) + 1):
+        for depth, name in enumerate(parts, 1):
             prefix = "/".join(parts[:depth])
             try:
                 following = open_in(root, prefix)
             except FileNotFoundError:
                 try:
                     if depth == len(parts):
-                        create(current, parts[-1])
+                        create(current, name)
                     else:
-                        os.mkdir(parts[depth - 1], 0o755, dir_fd=current)
+                        os.mkdir(name, 0o755, dir_fd=current)
                 except FileExistsError:
-                    pass  # a dangling symlink, or somebody was faster; opening it tells
+                    target = os.readlink(name, dir_fd=current)
+                    above = "" if target.startswith("/") else "/".join(parts[: depth - 1])
+                    return "/".join((above, target, *parts[depth:]))
                 following = open_in(root, prefix)
             os.close(current)
             current = following
-        return current
-    except OSError as error:
+        return None
+    finally:
         os.close(current)
-        raise ContainerError(f"can't make {path!r} inside the container: {error.strerror}") from error
 
 
 def attach(root: int, mount: int, path: str, *, symlinks: bool = True) -> None:
