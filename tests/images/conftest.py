@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.registry import Registry, registry
 
 from pyrun.images.content import ContentStore
 from pyrun.images.local import ImageStore
@@ -15,6 +14,7 @@ from pyrun.images.registries import Registries
 from pyrun.storage.contract import Env
 from pyrun.storage.layers import LayerStore
 from pyrun.storage.store import open_store
+from support.registry import Registry, registry
 
 __all__ = ["registry"]
 

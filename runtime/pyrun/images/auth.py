@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from ..errors import RegistryError, Unauthorized
 from .printable import printable
@@ -74,7 +74,7 @@ class Authorizer:
         query = {"service": parameters["service"]} if parameters.get("service") else {}
         # What the challenge asks for is not believed: the token is for pulling this repository.
         query["scope"] = self._scope
-        url = realm + ("&" if urlsplit(realm).query else "?") + urlencode(query)
+        url = realm + ("&" if "?" in realm else "?") + urlencode(query)
         response = self._transport.request("GET", url, {"Accept": "application/json"})
         body = response.read(MAX_TOKEN)
         where = printable(realm, 200)

@@ -12,12 +12,14 @@ from ..storage.layers import chain_id
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from ..storage.contract import Blob, Layer
+    from ..storage.contract import Blob, Driver, Layer
+    from ..storage.locks import Staging
 
 
 class LayerStore(Protocol):
-    @property
-    def chained(self) -> bool: ...
+    chained: bool
+    driver: Driver
+    staging: Staging
 
     def find(self, key: str, /) -> Layer | None: ...
 
@@ -43,3 +45,13 @@ def layer_keys(diff_ids: Sequence[str], *, chained: bool) -> list[str]:
     for diff_id in diff_ids:
         keys.append(chain_id(keys[-1] if keys else None, diff_id))
     return keys
+
+
+def sweep_staging(layers: LayerStore) -> None:
+    """Remove what a killed worker was making. Another driver's entries stay for whoever opens the store next."""
+
+    def remove(path: str, driver: str) -> None:
+        if driver == layers.driver.name:
+            layers.driver.remove(path)
+
+    layers.staging.sweep(remove)

@@ -15,7 +15,7 @@ from .client import RegistryClient
 from .content import ContentStore, out_of_space
 from .digest import short
 from .fetch import LayerFetch
-from .layerstore import LayerStore, layer_keys
+from .layerstore import LayerStore, layer_keys, sweep_staging
 from .local import ImageStore
 from .platform import Platform, wanted
 from .record import Image, ImageLayer, Progress, PullResult
@@ -164,7 +164,9 @@ class _Pull:
         try:
             run(jobs, at_once=at_once, reported=reported, finished=finished)
         except BaseException:
-            self.content.sweep()  # what the ended workers were writing
+            # What the ended workers were writing.
+            self.content.sweep()
+            sweep_staging(self.layers)
             raise
 
     def _say(self, id: str, status: str) -> None:

@@ -117,7 +117,10 @@ class Transport:
             if response.status not in _REDIRECTS or not location:
                 return response
             response.discard()
-            url = urljoin(url, location)
+            try:
+                url = urljoin(url, location)
+            except ValueError:
+                url = location  # refused by the next line
             following = _parsed(url)[0]
             if origin[0] == "https" and following[0] != "https":
                 raise RegistryError(

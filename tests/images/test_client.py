@@ -1,0 +1,407 @@
+"""The registry client against servers that misbehave."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyrun.errors import DigestMismatch, ImageError, ManifestUnknown, RegistryError, Unauthorized
+from pyrun.images.auth import challenges
+from pyrun.images.client import RegistryClient
+from pyrun.images.registries import Endpoint
+from support.registry import OCI_MANIFEST, sha256
+
+from .faults import FaultServer, Request, closed_port
+
+Serve = Callable[..., FaultServer]
+LAYER = b"layer bytes"
+DIGEST = sha256(LAYER)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    running: list[FaultServer] = []
+
+    def start(answer: Callable[[Request], None], *, tls: tuple[str, str] | None = None) -> FaultServer:
+        server = FaultServer(answer, str(tmp_path / f"requests-{len(running)}"), tls=tls)
+        running.append(server)
+        return server.__enter__()
+
+    yield start
+    for server in running:
+        server.__exit__()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl (package openssl)")
+    folder = tmp_path_factory.mktemp("tls")
+    paths = str(folder / "cert.pem"), str(folder / "key.pem")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        + ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-days", "2"]
+        + ["-out", paths[0], "-keyout", paths[1]],
+        check=True,
+        capture_output=True,
+    )
+    return paths
+
+
+def client(host: str, *, insecure: bool = False) -> RegistryClient:
+    return RegistryClient(Endpoint(host, "team/app", "1", insecure, False), "app:1")
+
+
+def everything(content: bytes | None, status: int = 200, **headers: str) -> Callable[[Request], None]:
+    return lambda request: request.reply(status, content or b"", **headers)
+
+
+def test_a_manifest_comes_with_the_digest_of_its_bytes_whatever_the_registry_claims(serve: Serve) -> None:
+    lying = everything(b"{}", docker_content_digest=DIGEST, content_type=OCI_MANIFEST)
+    assert client(serve(lying).host).get_manifest("1") == (b"{}", OCI_MANIFEST, sha256(b"{}"))
+
+
+def test_a_manifest_by_digest_with_other_bytes_is_refused(serve: Serve) -> None:
+    with pytest.raises(DigestMismatch, match="tampered"):
+        client(serve(everything(b"{}")).host).get_manifest(DIGEST)
+
+
+def test_all_four_manifest_types_are_asked_for_and_no_encoding(serve: Serve) -> None:
+    server = serve(lambda request: request.document(b"{}"))
+    assert client(server.host).head_manifest("1") == sha256(b"{}")
+    method, path, headers = server.requests()[-1]
+    assert (method, path) == ("HEAD", "/v2/team/app/manifests/1")
+    assert headers["accept"].count("application/vnd.") == 4
+    assert headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("status", [405, 200])
+def test_a_head_without_a_digest_leaves_it_to_the_get(serve: Serve, status: int) -> None:
+    assert client(serve(everything(b"{}", status)).host).head_manifest("1") is None
+
+
+def error(code: str, message: str) -> bytes:
+    return f'{{"errors":[{{"code":"{code}","message":"{message}"}}]}}'.encode()
+
+
+def test_a_missing_tag_is_said_with_the_registrys_reason(serve: Serve) -> None:
+    missing = everything(error("MANIFEST_UNKNOWN", "manifest unknown"), 404)
+    with pytest.raises(ManifestUnknown) as caught:
+        client(serve(missing).host).head_manifest("1")
+    assert caught.value.message == "manifest for app:1 not found: manifest unknown: manifest unknown"
+
+
+def test_control_bytes_in_the_registrys_words_are_escaped(serve: Serve) -> None:
+    evil = everything(error("DENIED", r"\u001b[2J\u202eno\nway"), 403)
+    with pytest.raises(Unauthorized) as caught:
+        client(serve(evil).host).get_manifest("1")
+    assert caught.value.message.isprintable()
+    assert r"\x1b[2J\u202eno way" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "says"),
+    [
+        (403, b"", Unauthorized, "denies access to app:1"),
+        (401, b"", Unauthorized, "credentials"),
+        (404, b"<html>", ManifestUnknown, "not found at 127"),
+        (429, b"", RegistryError, "limits"),
+        (500, error("UNKNOWN", "disk"), RegistryError, "status 500 .*unknown: disk"),
+        (503, b'{"errors": 5}', RegistryError, "status 503"),
+        (200, b"x" * (4 << 20) + b"yy", ImageError, "larger than 4 MiB"),
+        (404, b"[" * 100_000, ManifestUnknown, "not found"),
+    ],
+)
+def test_every_answer_but_the_right_one_is_an_error_in_words(
+    serve: Serve, status: int, body: bytes, kind: type[ImageError], says: str
+) -> None:
+    with pytest.raises(kind, match=says):
+        client(serve(everything(body, status)).host).get_manifest("1")
+
+
+def test_too_many_requests_tells_how_long_to_wait(serve: Serve) -> None:
+    with pytest.raises(RegistryError) as caught:
+        client(serve(everything(b"", 429, retry_after="17")).host).get_manifest("1")
+    assert "17 s" in caught.value.hint
+
+
+def test_a_body_without_an_end_is_read_no_further_than_its_size(serve: Serve) -> None:
+    def endless(request: Request) -> None:
+        request.send_response(200)
+        request.end_headers()
+        while True:
+            request.wfile.write(bytes(65536))
+
+    server = serve(endless)
+    with pytest.raises(ImageError, match="larger than its manifest says"):
+        client(server.host).get_blob(DIGEST, len(LAYER))
+    with pytest.raises(ImageError, match="larger than 4 MiB"):
+        client(server.host).get_manifest("1")
+
+
+def test_an_answer_that_breaks_off_is_an_error(serve: Serve) -> None:
+    def short(request: Request) -> None:
+        request.reply(200, b"{}", content_length="500")
+        request.close_connection = True
+
+    with pytest.raises(RegistryError, match="in the middle"):
+        client(serve(short).host).get_manifest("1")
+
+
+def test_an_encoded_blob_is_refused(serve: Serve) -> None:
+    with pytest.raises(RegistryError, match="encoding 'gzip'"):
+        client(serve(everything(LAYER, content_encoding="gzip")).host).open_blob(DIGEST)
+
+
+# --- redirects
+
+
+def test_a_redirect_is_followed_and_the_token_stays_behind(serve: Serve) -> None:
+    store = serve(everything(LAYER))
+
+    def registry(request: Request) -> None:
+        if request.path.startswith("/token"):
+            request.reply(200, b'{"token": "secret"}')
+        elif "authorization" not in {name.lower() for name in request.headers}:
+            realm = f"http://{request.headers['Host']}/token"
+            request.reply(
+                401, www_authenticate=f'Bearer realm="{realm}",service="r",scope="repository:other:push"'
+            )
+        else:
+            request.reply(307, location=f"http://{store.host}/blob?signature=a%2Fb")
+
+    server = serve(registry)
+    assert client(server.host).get_blob(DIGEST, len(LAYER)) == LAYER
+    asked = [(path, headers.get("authorization")) for _, path, headers in server.requests() if path != "/v2/"]
+    assert asked == [
+        (f"/v2/team/app/blobs/{DIGEST}", None),
+        ("/token?service=r&scope=repository%3Ateam%2Fapp%3Apull", None),
+        (f"/v2/team/app/blobs/{DIGEST}", "Bearer secret"),
+    ]
+    assert [(path, headers.get("authorization")) for _, path, headers in store.requests()] == [
+        ("/blob?signature=a%2Fb", None)
+    ]
+
+
+def test_a_redirect_loop_ends(serve: Serve) -> None:
+    server = serve(lambda request: request.reply(302, location=request.path))
+    with pytest.raises(RegistryError, match="more than 10 times"):
+        client(server.host).get_manifest("1")
+    assert len(server.requests()) == 12  # the question whether it speaks HTTP, and eleven
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/x",
+        "http://user:pw@127.0.0.1/",
+        "http://[::1",
+        "gopher:x",
+    ],
+)
+def test_a_redirect_to_what_is_not_http_is_refused(serve: Serve, location: str) -> None:
+    with pytest.raises(RegistryError, match="not an address that can be fetched"):
+        client(serve(everything(b"", 302, location=location)).host).get_manifest("1")
+
+
+def test_a_redirect_from_https_to_http_is_refused(serve: Serve, certificate: tuple[str, str]) -> None:
+    plain = serve(everything(LAYER))
+    secure = serve(everything(b"", 307, location=f"http://{plain.host}/"), tls=certificate)
+    with pytest.raises(RegistryError, match="from https to http"):
+        client(secure.host, insecure=True).get_blob(DIGEST, len(LAYER))
+    assert plain.requests() == []
+
+
+ELSEWHERE = """
+import sys
+from pyrun.errors import RegistryError
+from tests_images import FaultServer, client, everything
+address, log = sys.argv[1:]
+with FaultServer(everything(b"{}"), log + "-in") as inside:
+    for where in (f"http://{inside.host}/", f"http://localhost:{inside.port}/"):
+        with FaultServer(everything(b"", 307, location=where), log, address=address) as outside:
+            try:
+                client(outside.host, insecure=True).get_manifest("1")
+            except RegistryError as error:
+                assert "an address of this machine or link" in error.message, error
+            else:
+                raise SystemExit("followed")
+    realm = f'Bearer realm="http://{inside.host}/token"'
+    with FaultServer(everything(b"", 401, www_authenticate=realm), log, address=address) as outside:
+        try:
+            client(outside.host, insecure=True).get_manifest("1")
+        except RegistryError as error:
+            assert "an address of this machine or link" in error.message, error
+        else:
+            raise SystemExit("followed")
+    assert inside.requests() == []
+"""
+
+
+def test_a_registry_elsewhere_can_not_lead_to_this_machines_loopback(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, for a network namespace")
+    # A public address, in a network namespace of its own where it belongs to lo.
+    script = ELSEWHERE.replace(
+        "from tests_images import FaultServer, client, everything",
+        "from images.faults import FaultServer\nfrom images.test_client import client, everything",
+    )
+    done = subprocess.run(
+        [
+            "unshare",
+            "-n",
+            "sh",
+            "-c",
+            'ip link set lo up && ip addr add 203.0.113.7/32 dev lo && exec "$@"',
+            "sh",
+        ]
+        + [sys.executable, "-c", script, "203.0.113.7", str(tmp_path / "log")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# --- reaching it
+
+
+def test_nobody_listening_is_said_in_words() -> None:
+    host = f"127.0.0.1:{closed_port()}"
+    with pytest.raises(RegistryError, match=f"registry {host} can't be reached: connection refused"):
+        client(host).get_manifest("1")
+
+
+def test_a_name_that_does_not_resolve_is_said_in_words() -> None:
+    with pytest.raises(
+        RegistryError, match=r"no-such-host\.invalid can't be reached: its name can't be resolved"
+    ):
+        client("no-such-host.invalid").get_manifest("1")
+
+
+def test_an_answer_that_is_not_http_is_said_in_words(serve: Serve) -> None:
+    def garbage(request: Request) -> None:
+        request.wfile.write(b"SSH-2.0-OpenSSH_9\r\n")
+        request.close_connection = True
+
+    with pytest.raises(RegistryError, match="its answer is not HTTP"):
+        client(serve(garbage).host).get_manifest("1")
+
+
+def test_an_untrusted_certificate_is_refused_and_plain_http_not_tried(
+    serve: Serve, certificate: tuple[str, str]
+) -> None:
+    server = serve(everything(b"{}"), tls=certificate)
+    with pytest.raises(RegistryError, match="certificate can't be verified") as caught:
+        client(server.host).get_manifest("1")
+    assert "insecure = true" in caught.value.hint
+    assert server.requests() == []
+
+
+def test_an_insecure_registry_may_have_an_untrusted_certificate(
+    serve: Serve, certificate: tuple[str, str]
+) -> None:
+    server = serve(everything(b"{}"), tls=certificate)
+    assert client(server.host, insecure=True).get_manifest("1")[0] == b"{}"
+
+
+def test_a_trusted_certificate_is_enough(
+    serve: Serve, certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", certificate[0])
+    assert client(serve(everything(b"{}"), tls=certificate).host).get_manifest("1")[0] == b"{}"
+
+
+def test_plain_http_is_not_spoken_beyond_loopback() -> None:
+    probe = "203.0.113.1:80"
+    assert client(probe)._transport.plain_allowed is False
+    assert client(probe)._transport.url("/v2/").startswith("https://")
+    assert client("127.0.0.1.example:80")._transport.plain_allowed is False
+
+
+def test_a_connection_that_was_closed_meanwhile_is_opened_again(serve: Serve) -> None:
+    def once(request: Request) -> None:
+        request.document(b"{}")
+        request.close_connection = True  # without having said so
+
+    connected = client(serve(once).host)
+    assert connected.get_manifest("1")[0] == b"{}"
+    time.sleep(0.05)
+    assert connected.get_manifest("1")[0] == b"{}"
+
+
+def test_one_connection_serves_many_requests(serve: Serve) -> None:
+    server = serve(lambda request: request.document(str(request.client_address[1]).encode()))
+    connected = client(server.host)
+    ports = set()
+    for _ in range(3):
+        connected.head_manifest("1")
+        ports.add(connected.get_manifest("1")[0])
+    assert len(ports) == 1
+
+
+# --- tokens
+
+
+@pytest.mark.parametrize(
+    ("header", "parsed"),
+    [
+        (
+            'Bearer realm="https://a/t",service="s",scope="x y"',
+            [("bearer", {"realm": "https://a/t", "service": "s", "scope": "x y"})],
+        ),
+        ('Basic realm="a, b", Bearer realm=c', [("basic", {"realm": "a, b"}), ("bearer", {"realm": "c"})]),
+        (r'bearer realm="a\"b"', [("bearer", {"realm": 'a"b'})]),
+        ("Negotiate", [("negotiate", {})]),
+        ('Bearer realm="open', [("bearer", {"realm": "open"})]),
+        ("", []),
+        ("=", []),
+        ('"', [('"', {})]),
+    ],
+)
+def test_a_challenge_is_read_as_rfc_9110_writes_it(
+    header: str, parsed: list[tuple[str, dict[str, str]]]
+) -> None:
+    assert challenges(header) == parsed
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, b"{}"),
+        (200, b"[]"),
+        (200, b"nope"),
+        (200, b'{"token": 5}'),
+        (200, b'{"token": "a\\nb: c"}'),
+        (500, b""),
+    ],
+)
+def test_a_token_server_without_a_token_is_an_error(serve: Serve, status: int, body: bytes) -> None:
+    def registry(request: Request) -> None:
+        if request.path.startswith("/token"):
+            request.reply(status, body)
+        else:
+            request.reply(401, www_authenticate=f'Bearer realm="http://{request.headers["Host"]}/token"')
+
+    with pytest.raises(RegistryError, match="token server"):
+        client(serve(registry).host).get_manifest("1")
+
+
+def test_a_private_repository_is_refused_in_words(serve: Serve) -> None:
+    server = serve(everything(b"", 401, www_authenticate='Basic realm="r"'))
+    with pytest.raises(Unauthorized, match="wants credentials for app:1"):
+        client(server.host).get_manifest("1")
+
+
+def test_a_config_that_differs_from_its_digest_is_refused(serve: Serve) -> None:
+    with pytest.raises(DigestMismatch):
+        client(serve(everything(b"Layer bytes")).host).get_blob(DIGEST, len(LAYER))
