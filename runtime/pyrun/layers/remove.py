@@ -136,34 +136,30 @@ def _unlink_files(fd: int) -> list[str]:
                 os.unlink(entry.name, dir_fd=fd)
             except FileNotFoundError:
                 pass
-            except PermissionError as error:
-                if error.errno != EACCES:
-                    raise
-                os.fchmod(fd, 0o700)
-                os.unlink(entry.name, dir_fd=fd)
     return directories
 
 
 def _enter(dirfd: int, name: bytes | str) -> int:
-    """Open a directory for emptying it; one without permissions gets some."""
+    """Open a directory for emptying it; one that lacks its owner's permissions gets them."""
     try:
         fd = openat2(dirfd, name, _O_DIRECTORY, resolve=_RESOLVE)
     except PermissionError as error:
         if error.errno != EACCES:
             raise
         _make_accessible(dirfd, name)
-        return openat2(dirfd, name, _O_DIRECTORY, resolve=_RESOLVE)
+        fd = openat2(dirfd, name, _O_DIRECTORY, resolve=_RESOLVE)
+    if os.fstat(fd).st_mode & 0o700 != 0o700:
+        try:
+            os.fchmod(fd, 0o700)
+        except PermissionError:
+            pass  # another's: removing may work all the same, by capability
     return fd
 
 
 def _make_accessible(dirfd: int, name: bytes | str) -> None:
-    """Mode 0700 for the directory ``name``, or for ``dirfd`` where that is what denies the access. An O_PATH
-    fd pins the object, so that no symbolic link put in its place is followed; fchmod refuses such an fd."""
-    try:
-        fd = openat2(dirfd, name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, resolve=_RESOLVE)
-    except PermissionError:
-        os.fchmod(dirfd, 0o700)
-        fd = openat2(dirfd, name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, resolve=_RESOLVE)
+    """Mode 0700 for the directory ``name``. An O_PATH fd pins it, so that no symbolic link put in its place
+    is followed; fchmod refuses such an fd."""
+    fd = openat2(dirfd, name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, resolve=_RESOLVE)
     try:
         os.chmod(f"/proc/self/fd/{fd}", 0o700)
     finally:
@@ -188,8 +184,6 @@ def _move_up(fd: int, name: str, top: int, moved: int) -> int:
                 raise
             # To move a directory is to write its "..".
             _make_accessible(fd, name)
-            os.fchmod(fd, 0o700)
-            os.fchmod(top, 0o700)
             accessible = True
 
 

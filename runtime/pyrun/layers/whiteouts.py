@@ -26,7 +26,8 @@ _GONE = (ENOENT, ENOTDIR, ELOOP)
 
 
 class OverlayForm:
-    """Marks for overlayfs: a character device 0/0, and ``<namespace>.overlay.opaque`` on directories."""
+    """Marks for overlayfs: a character device 0/0, and ``<namespace>.overlay.opaque`` on directories; those
+    with whiteouts have an empty ``<namespace>.overlay.origin`` too."""
 
     adds: Callable[[bytes, Entry], None] | None = None
 
@@ -34,6 +35,7 @@ class OverlayForm:
         self.opaque_root = False
         self._dirs = dirs
         self._mark = namespace + ".overlay.opaque"
+        self._origin = namespace + ".overlay.origin"
 
     def whiteout(self, parent: bytes, dirfd: int, base: bytes) -> None:
         try:
@@ -41,6 +43,11 @@ class OverlayForm:
         except FileExistsError:
             if stat.S_ISDIR(os.lstat(base, dir_fd=dirfd).st_mode):
                 self.opaque(parent + b"/" + base if parent else base)
+            return
+        # In a directory that no other layer has, or an opaque one, the whiteout hides nothing, and overlayfs
+        # lists its name unless the directory has an origin. Empty means an unknown one (ovl_check_origin).
+        if parent:
+            os.setxattr(dirfd, self._origin, b"")
 
     def opaque(self, name: bytes) -> None:
         if name:
