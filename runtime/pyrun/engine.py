@@ -159,6 +159,7 @@ class Engine:
         if pull not in ("missing", "always", "never"):
             raise UsageError(f"--pull {pull}: unknown policy", hint="One of missing, always, never.")
         _keep_standard_fds()
+        run.check(options, self.config.userns)
         store = self._open()
         containers = self._containers()
         self._make_state()
@@ -332,12 +333,19 @@ class Engine:
                     return found
                 if policy == "never":
                     raise NotFound(f"the local image {name} is for {found.platform}, not {platform}")
-        if progress and policy != "always":
-            from .images.record import Progress
-            from .images.reference import Reference
+        if not progress:
+            return self.pull(name, platform=platform).image
+        from .images.record import Progress
+        from .images.reference import Reference
 
-            progress(Progress("", f"Unable to find image '{Reference.parse(name).familiar}' locally"))
-        return self.pull(name, platform=platform, progress=progress).image
+        familiar = Reference.parse(name).familiar
+        if policy != "always":
+            progress(Progress("", f"Unable to find image '{familiar}' locally"))
+        result = self.pull(name, platform=platform, progress=progress)
+        progress(Progress("", f"Digest: {result.image.digest}"))
+        outcome = "Downloaded newer image for" if result.newer else "Image is up to date for"
+        progress(Progress("", f"Status: {outcome} {familiar}"))
+        return result.image
 
     def _layers(self, store: Store, image: Image) -> list[Layer]:
         """The image's layers in the driver's form; one that is missing is made again from its blob."""

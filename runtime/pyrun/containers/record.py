@@ -18,7 +18,7 @@ class Container:
     status      "created", "running" or "exited"; ``exit_code`` counts once exited
     error       why a start failed, or what ended the container beside itself; "" otherwise
     options     the settings that inspect shows: tty, interactive, rm, network, userns, user, workdir,
-                env (list), mounts (list), hostname, read_only
+                env (list), mounts (list), tmpfs (list), hostname, read_only, exposed_ports (list)
     """
 
     __slots__ = (
@@ -38,6 +38,23 @@ class Container:
         "started",
         "status",
     )
+
+    if TYPE_CHECKING:
+        command: list[str]
+        created: float
+        driver: str
+        error: str
+        exit_code: int
+        finished: float
+        id: str
+        image: str
+        image_id: str
+        layers: list[str]
+        name: str
+        options: dict[str, Any]
+        pid: int
+        started: float
+        status: str
 
     def __init__(self, **fields: Any) -> None:
         for name in self.__slots__:

@@ -83,6 +83,23 @@ def check_hostname(name: str) -> str:
     raise UsageError(f"invalid host name {name!r}", hint="Letters, digits and '-' between dots, at most 64 in all.")
 
 
+def check(options: ContainerOptions, userns_default: str) -> None:
+    """Refuse what makes no sense whatever the image is, before anything is pulled. Raises `UsageError` or
+    `Unsupported`."""
+    from . import names
+
+    _network(options)
+    wants_userns(options, userns_default)
+    if options.name is not None:
+        names.check(options.name)
+    if options.hostname:
+        check_hostname(options.hostname)
+    specs.environment({}, options, "")
+    volumes.collect({}, options)
+    for text in options.tmpfs:
+        specs.tmpfs_mount(text)
+
+
 def create(
     store: Store,
     containers: Containers,
@@ -168,6 +185,7 @@ def create(
                     {"source": v.source, "destination": v.destination, "readonly": v.readonly} for v in found
                 ],
                 "tmpfs": options.tmpfs,
+                "exposed_ports": sorted(config.get("ExposedPorts") or {}),
             },
         }
         made = Made(store, stage, record, spec, userns)

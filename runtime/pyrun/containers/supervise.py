@@ -207,9 +207,9 @@ class _Signals:
         if self.master >= 0:
             handlers[signal.SIGWINCH] = self._resize
             handlers[signal.SIGCONT] = self._continue
-        for number, handler in handlers.items():
+        for caught, handler in handlers.items():
             try:
-                self.saved[number] = signal.signal(number, handler)
+                self.saved[caught] = signal.signal(caught, handler)
             except (OSError, ValueError):
                 continue
 

@@ -17,6 +17,7 @@ from .contract import API, Driver
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import Any
 
     from .contract import Env, Verdict
     from .events import StorageEvent
@@ -114,7 +115,7 @@ class Plugins:
             except Exception as error:
                 self._complain("pyrun_storage_event", plugin, error)
 
-    def _call(self, plugin: object, hook: str, **arguments: object) -> Iterator[object]:
+    def _call(self, plugin: object, hook: str, **arguments: object) -> Iterator[Any]:
         """One plugin's answers to one hook: a raising plugin would otherwise end the call for all others."""
         others = [other for other in self.manager.get_plugins() if other is not plugin]
         caller = self.manager.subset_hook_caller(hook, others)
