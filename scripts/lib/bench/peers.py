@@ -77,10 +77,12 @@ class Field:
         program = _program("podman", "podman")
         folder = self.work / "podman"
         folder.mkdir()
-        # podman raises limits to values of its own, for which some machines give root no right.
-        limits = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
-        hard = {name: resource.getrlimit(number)[1] for name, number in limits.items()}
-        entries = ", ".join(f'"{name}={value}:{value}"' for name, value in hard.items() if value >= 0)
+        # podman sets limits of its own on its way and then wants higher ones for the container, for which
+        # some machines give root no right (CAP_SYS_RESOURCE); its own are never below these.
+        limits = {"nofile": (resource.RLIMIT_NOFILE, 20_000), "nproc": (resource.RLIMIT_NPROC, 32_768)}
+        hard = {name: (resource.getrlimit(number)[1], most) for name, (number, most) in limits.items()}
+        values = {name: most if value < 0 else min(value, most) for name, (value, most) in hard.items()}
+        entries = ", ".join(f'"{name}={value}:{value}"' for name, value in values.items())
         conf, storage = folder / "containers.conf", folder / "storage.conf"
         conf.write_text(
             f"[containers]\ndefault_ulimits = [{entries}]\n"
@@ -102,7 +104,10 @@ class Field:
 
     def docker(self) -> Contender:
         program = _program("docker", "docker.io")
-        server = _run([program, "version", "--format", "{{.Server.Version}}"], timeout=10).strip()
+        try:
+            server = _run([program, "version", "--format", "{{.Server.Version}}"], timeout=10).strip()
+        except Absent:
+            raise Absent("its daemon does not answer (DOCKER_HOST names another one)") from None
         _run([program, "pull", "-q", self.image])
         # The one thing left in a store that is not this benchmark's.
         self.cleanup.callback(subprocess.run, [program, "rmi", self.image], capture_output=True)
