@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,10 +60,10 @@ class Engine:
 
 
 @pytest.fixture
-def engine(tmp_path: Path, registry: Registry) -> Iterator[Engine]:
+def engine(tmp_path: Path, registry: Registry) -> Engine:
     if os.geteuid() != 0:
         pytest.skip("needs root, to mount overlays")
-    yield Engine(tmp_path / "store", registry.registries_conf(tmp_path / "registries.conf"))
+    return Engine(tmp_path / "store", registry.registries_conf(tmp_path / "registries.conf"))
 
 
 @pytest.fixture

@@ -46,9 +46,11 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("tls")
     paths = str(folder / "cert.pem"), str(folder / "key.pem")
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        + ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-days", "2"]
-        + ["-out", paths[0], "-keyout", paths[1]],
+        (
+            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+            " -subj /CN=localhost"
+            f" -addext subjectAltName=DNS:localhost,IP:127.0.0.1 -out {paths[0]} -keyout {paths[1]}"
+        ).split(),
         check=True,
         capture_output=True,
     )
@@ -254,16 +256,10 @@ def test_a_registry_elsewhere_can_not_lead_to_this_machines_loopback(tmp_path: P
         "from tests_images import FaultServer, client, everything",
         "from images.faults import FaultServer\nfrom images.test_client import client, everything",
     )
+    loopback = 'ip link set lo up && ip addr add 203.0.113.7/32 dev lo && exec "$@"'
+    log = str(tmp_path / "log")
     done = subprocess.run(
-        [
-            "unshare",
-            "-n",
-            "sh",
-            "-c",
-            'ip link set lo up && ip addr add 203.0.113.7/32 dev lo && exec "$@"',
-            "sh",
-        ]
-        + [sys.executable, "-c", script, "203.0.113.7", str(tmp_path / "log")],
+        ["unshare", "-n", "sh", "-c", loopback, "sh", sys.executable, "-c", script, "203.0.113.7", log],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,

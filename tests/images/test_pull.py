@@ -245,7 +245,7 @@ def test_an_artifact_is_refused_in_words(engine: Engine, registry: Registry, rep
     config = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": blob, "size": 2}
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": []}
     registry.push_manifest(repository, "sbom", document)
-    with pytest.raises(ImageError, match="is an artifact of type 'application/vnd.oci.empty"):
+    with pytest.raises(ImageError, match="is an artifact of type 'application/vnd"):
         engine.pull(f"{repository}:sbom")
 
 

@@ -88,7 +88,8 @@ def test_a_blocked_name_is_refused_and_the_file_named(tmp_path: Path) -> None:
 def test_pull_from_mirror_tells_tags_and_digests_apart(
     tmp_path: Path, when: str, by_tag: int, by_digest: int
 ) -> None:
-    conf = f'[[registry]]\nlocation = "a.io"\n[[registry.mirror]]\nlocation = "m.io"\npull-from-mirror = "{when}"\n'
+    conf = '[[registry]]\nlocation = "a.io"\n[[registry.mirror]]\nlocation = "m.io"\n'
+    conf += f'pull-from-mirror = "{when}"\n'
     assert len(places(tmp_path, conf, "a.io/x:1")) == by_tag
     assert len(places(tmp_path, conf, f"a.io/x@{DIGEST}")) == by_digest
 
