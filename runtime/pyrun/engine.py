@@ -280,11 +280,12 @@ class Engine:
                 self._options,
                 named_by=named_by if self._storage or self.config.driver else "",
             )
-            store.sweep()
-            from .images.content import sweep
-
-            sweep(self.root)
             containers = self._containers()
+            store.staging.sweep(lambda path, driver: containers.clear_staged(path, driver, store.remove))
+            if os.listdir(f"{self.root}/ingest"):
+                from .images.content import sweep
+
+                sweep(self.root)
             lost = containers.lost()
             if lost:
                 containers.recover(lost, store.remove)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..storage.locks import Stage
     from ..storage.store import Store
     from .options import ContainerOptions
+    from .store import Name
     from .volumes import Volume
 
 _HOSTS = """\
@@ -138,8 +139,13 @@ def create(
     found = volumes.collect(config, options)
     tmpfs = [specs.tmpfs_mount(text) for text in options.tmpfs]
 
-    name = _claim_name(containers, options.name, id)
     stage = store.staging.new(store.driver.name)
+    try:
+        name = _claim_name(containers, options.name, id, stage)
+    except BaseException:
+        store.remove(stage.path, store.driver.name)
+        stage.close()
+        raise
     try:
         began = time.monotonic()
         os.mkdir(f"{stage.path}/rw", 0o700)
@@ -205,22 +211,29 @@ def create(
         name.close()
 
 
-def _claim_name(containers: Containers, wanted: str | None, id: str) -> Any:
+def _claim_name(containers: Containers, wanted: str | None, id: str, stage: Stage) -> Name:
+    """Claim the wanted name, or a random one. What is claimed stands in the stage first, so that whoever
+    clears up after a dead process can give it back."""
+    from ..storage import records
     from . import names
 
+    def claim(name: str) -> Name | None:
+        records.write(f"{stage.path}/claim.json", {"name": name, "id": id}, durable=False)
+        return containers.claim_name(name, id)
+
     if wanted is not None:
-        claim = containers.claim_name(names.check(wanted), id)
-        if claim is None:
+        claimed = claim(names.check(wanted))
+        if claimed is None:
             raise Conflict(
                 f"the container name {wanted!r} is in use",
                 hint=f"Remove that container (pyrun rm {wanted}), or choose another name.",
             )
-        return claim
+        return claimed
     for attempt in range(64):
         name = names.generate()
-        claim = containers.claim_name(name if attempt < 16 else f"{name}{attempt}", id)
-        if claim is not None:
-            return claim
+        claimed = claim(name if attempt < 16 else f"{name}{attempt}")
+        if claimed is not None:
+            return claimed
     raise ContainerError("can't find a free random name", hint="Give one with --name.")
 
 

@@ -194,15 +194,37 @@ class Containers:
         except FileNotFoundError:
             pass
 
+    def clear_staged(self, path: str, driver: str, remove: Callable[[str, str], None]) -> None:
+        """Remove a staging entry of a dead process; one that was to be a container gives its name back."""
+        try:
+            claim = records.read(f"{path}/claim.json")
+            self._release_name(claim["name"], claim["id"])
+        except (OSError, PyrunError, KeyError, TypeError):
+            pass
+        if os.path.isdir(f"{path}/rw"):
+            remove_container_tree(path, driver, remove)
+        else:
+            remove(path, driver)
+
+    def _release_name(self, name: str, id: str) -> None:
+        """Give ``name`` back if it is still ``id``'s, and nobody is about to take it over."""
+        path = f"{self.root}/names/{name}"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.read(fd, 64).decode(errors="replace") in (id, "") and _same(fd, path):
+                os.unlink(path)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(fd)
+
     def discard(self, id: str, name: str, driver: str, remove: Callable[[str, str], None]) -> None:
         """Remove a container that the caller has locked: name, record, writable layer, anonymous volumes."""
-        try:
-            with open(f"{self.root}/names/{name}") as file:
-                mine = file.read() == id
-            if mine:
-                os.unlink(f"{self.root}/names/{name}")
-        except FileNotFoundError:
-            pass
+        self._release_name(name, id)
         try:
             stage = self.staging.receive(f"{self.directory}/{id}", driver)
         except FileNotFoundError:

@@ -90,10 +90,6 @@ class Store:
         else:
             cls(self.env, dict(cls.Options), Verdict(True, "for removal only")).remove(path)
 
-    def sweep(self) -> list[str]:
-        """Remove what dead processes left in staging."""
-        return self.staging.sweep(self.remove)
-
 
 def make_directories(root: str) -> None:
     """The store's directories, mode 0700, so that no other user of the host reaches setuid files in layers
