@@ -48,7 +48,7 @@ def layer_keys(diff_ids: Sequence[str], *, chained: bool) -> list[str]:
 
 
 def sweep_staging(layers: LayerStore) -> None:
-    """Remove what a killed worker was making; another driver's entries stay until the store is opened next."""
+    """Remove what a killed worker was making; another driver's entries stay for the next opening."""
 
     def remove(path: str, driver: str) -> None:
         if driver == layers.driver.name:
