@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -77,6 +78,9 @@ class Field:
         program = _program("podman", "podman")
         folder = self.work / "podman"
         folder.mkdir()
+        # Below a long run root conmon's socket names get too long: each start then waits 20 s for its exit.
+        run = tempfile.mkdtemp(prefix="bench-")
+        self.cleanup.callback(shutil.rmtree, run, ignore_errors=True)
         # podman sets limits of its own on its way and then wants higher ones for the container, for which
         # some machines give root no right (CAP_SYS_RESOURCE); its own are never below these.
         limits = {"nofile": (resource.RLIMIT_NOFILE, 20_000), "nproc": (resource.RLIMIT_NPROC, 32_768)}
@@ -90,7 +94,7 @@ class Field:
             encoding="utf-8",
         )
         storage.write_text(
-            f'[storage]\ndriver = "overlay"\ngraphroot = "{folder}/graph"\nrunroot = "{folder}/run"\n',
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{folder}/graph"\nrunroot = "{run}"\n',
             encoding="utf-8",
         )
         environ = {**os.environ, "CONTAINERS_CONF": str(conf), "CONTAINERS_STORAGE_CONF": str(storage)}
