@@ -56,12 +56,20 @@ def pyrun(pulled: Pyrun) -> Iterator[Pyrun]:
     assert processes(str(pulled.root)) == []
 
 
+@pytest.fixture(scope="session")
+def small(mirror: Path, base: Path) -> Pyrun:
+    """A store with busybox alone, to be copied."""
+    pyrun = Pyrun(base / "small", base / "small-state", env={"CONTAINERS_REGISTRIES_CONF": str(mirror)})
+    pyrun.ok("pull", "-q", "busybox")
+    return pyrun
+
+
 @pytest.fixture
-def fresh(base: Path, mirror: Path, pulled: Pyrun, request: pytest.FixtureRequest) -> Iterator[Pyrun]:
-    """As `pyrun`, with a copy of the store that the test may do with as it likes."""
+def fresh(base: Path, mirror: Path, small: Pyrun) -> Iterator[Pyrun]:
+    """The command with busybox at hand, in a store that the test may do with as it likes."""
     with tempfile.TemporaryDirectory(prefix="fresh-", dir=base) as directory:
         root = Path(directory) / "store"
-        copy_store(pulled.root, root)
+        copy_store(small.root, root)
         yield Pyrun(root, Path(directory) / "state", env={"CONTAINERS_REGISTRIES_CONF": str(mirror)})
         assert processes(str(root)) == []
         assert mounts_below(root) == []

@@ -10,7 +10,7 @@ import errno
 import os
 
 from pyrun.errors import TooManyLayers, Unsupported
-from pyrun.kernel import mount, overlay, userns
+from pyrun.kernel import overlay, userns
 from pyrun.layers.remove import remove_tree
 from pyrun.storage.contract import Caps, Driver, Verdict
 from pyrun.storage.locks import Staging
@@ -77,7 +77,7 @@ class OverlayDriver(Driver):
     def prepare(self, layers: Sequence[Layer], dest: str) -> None:
         previous = os.umask(0)
         try:
-            for name in ("upper", "work", "empty"):
+            for name in ("upper", "work"):
                 os.mkdir(f"{dest}/{name}", 0o755)
         finally:
             os.umask(previous)
@@ -94,13 +94,15 @@ class OverlayDriver(Driver):
                 hint="Use an image with fewer layers, or another storage driver.",
             )
         lowers = [self._below(f"{layer.path}/fs") for layer in reversed(layers)]
-        if rw is None and len(lowers) < 2:
-            return self._single(lowers, idmap)
         options = _flavour(self.env)
         upper = work = None
+        if rw is None:
+            # Overlayfs wants two lower layers where there is no upper; and a single layer mounted as it is
+            # would show its whiteouts as devices.
+            lowers += [self._empty(number) for number in range(2 - len(lowers))]
         if rw is not None:
             upper, work = self._below(f"{rw}/upper"), self._below(f"{rw}/work")
-            lowers = lowers or [self._below(f"{rw}/empty")]
+            lowers = lowers or [self._empty()]
             if self.options["volatile"]:
                 options["volatile"] = None
                 # The kernel leaves this marker behind even after a clean end, and refuses to mount over it.
@@ -108,19 +110,11 @@ class OverlayDriver(Driver):
         stack = overlay.Stack(self.env.root, lowers, upper, work, options)
         return overlay.mount_overlay(stack, self.verdict.found["route"], idmap)
 
-    def _single(self, lowers: list[str], idmap: int | None) -> int:
-        """A read-only view of one layer (overlayfs wants two): a read-only clone of its directory."""
-        if not lowers:
-            return mount.new_mount("tmpfs", {"mode": "755", "size": "0"}, attributes=mount.MOUNT_ATTR_RDONLY)
-        fd = mount.open_tree(mount.AT_FDCWD, f"{self.env.root}/{lowers[0]}")
-        try:
-            if idmap is not None:
-                mount.idmap(fd, idmap)
-            mount.mount_setattr(fd, set=mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NODEV)
-            return fd
-        except BaseException:
-            os.close(fd)
-            raise
+    def _empty(self, number: int = 0) -> str:
+        """A directory of the driver's own in which there is never anything. (One can't be stacked on itself.)"""
+        path = f"{self.env.root}/layers/{self.name}/.empty{number}"
+        os.makedirs(path, mode=0o755, exist_ok=True)
+        return self._below(path)
 
     def _below(self, path: str) -> str:
         return path.removeprefix(self.env.root + "/")

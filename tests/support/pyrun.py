@@ -131,7 +131,7 @@ class Terminal:
         if self.pid == 0:
             try:
                 fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
-                os.execve(argv[0], argv, env)
+                os.execvpe(argv[0], argv, env)
             finally:
                 os._exit(127)
         self.output = b""

@@ -5,9 +5,10 @@ On the path of `run`.
 
 from __future__ import annotations
 
+import errno
 import os
 
-from .process import CLONE_NEWUSER, clone3
+from .process import CLONE_NEWUSER, unshare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,19 +60,26 @@ def translate(maps: Sequence[IdMap], inside: int) -> int | None:
 
 def hold(uids: Sequence[IdMap], gids: Sequence[IdMap]) -> int:
     """A new user namespace with these maps and no process in it, as an fd."""
-    ready, go = os.pipe()
-    pid, pidfd = clone3(CLONE_NEWUSER)
+    ready_read, ready_write = os.pipe()
+    go_read, go_write = os.pipe()
+    # fork, not clone3: the caller may have threads here, and libc's fork leaves its locks usable.
+    pid = os.fork()
     if pid == 0:
         try:
-            os.close(go)
-            os.read(ready, 1)  # until the parent has its fd, or is dead
+            os.close(go_write)
+            unshare(CLONE_NEWUSER)
+            os.write(ready_write, b"1")
+            os.read(go_read, 1)  # until the parent has its fd, or is dead
         finally:
             os._exit(0)
+    os.close(go_read)
+    os.close(ready_write)
     try:
-        os.close(ready)
+        if not os.read(ready_read, 1):
+            raise OSError(errno.EPERM, "unshare: the kernel refuses a new user namespace")
         write_maps(pid, uids, gids)
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
-        os.close(go)
-        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-        os.close(pidfd)
+        os.close(ready_read)
+        os.close(go_write)
+        os.waitpid(pid, 0)
