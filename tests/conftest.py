@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from support.pyrun import Pyrun, copy_store, mounts_below, processes
 from support.registry import Registry, registry
 

@@ -18,7 +18,7 @@ from pyrun.storage.locks import Staging
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any
+    from typing import Any, ClassVar
 
     from pyrun.storage.contract import Blob, Env, Layer
 
@@ -30,7 +30,7 @@ class OverlayDriver(Driver):
     """``volatile``: skip all syncs of the writable layer; a crash of the host may lose it."""
 
     name = "overlay"
-    Options = {"volatile": False}
+    Options: ClassVar[Mapping[str, bool | int | str]] = {"volatile": False}
 
     @classmethod
     def probe(cls, env: Env, options: Mapping[str, Any]) -> Verdict:
@@ -43,13 +43,17 @@ class OverlayDriver(Driver):
             except OSError as error:
                 reasons.append(f"route {route}: {error.strerror}")
                 if error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES):
-                    return Verdict(False, f"can't write below {env.root}: {error.strerror}", _fix(error.errno))
+                    return Verdict(
+                        False, f"can't write below {env.root}: {error.strerror}", _fix(error.errno)
+                    )
                 continue
             if plain:
                 reasons.append(f"route {route}: {plain}")
                 continue
             idmapped = "not needed" if env.userns else _idmap_trial(env, options, route)
-            caps = Caps(idmap=idmapped in ("", "not needed"), rename_dir=False, hardlinks=False, max_layers=500)
+            caps = Caps(
+                idmap=idmapped in ("", "not needed"), rename_dir=False, hardlinks=False, max_layers=500
+            )
             details = [f"route {route}", "500 layers"]
             if env.userns:
                 details.insert(0, "userxattr")
@@ -111,7 +115,7 @@ class OverlayDriver(Driver):
         return overlay.mount_overlay(stack, self.verdict.found["route"], idmap)
 
     def _empty(self, number: int = 0) -> str:
-        """A directory of the driver's own in which there is never anything. (One can't be stacked on itself.)"""
+        """A directory in which there is never anything; ``number``, as one can't be stacked on itself."""
         path = f"{self.env.root}/layers/{self.name}/.empty{number}"
         os.makedirs(path, mode=0o755, exist_ok=True)
         return self._below(path)
@@ -182,7 +186,7 @@ def _trial(env: Env, options: Mapping[str, Any], route: int, idmap: int | None) 
 
 
 def _idmap_trial(env: Env, options: Mapping[str, Any], route: int) -> str:
-    """"" where idmapped layers work by ``route``; else why not."""
+    """ "" where idmapped layers work by ``route``; else why not."""
     try:
         namespace = userns.hold(_TRIAL_MAP, _TRIAL_MAP)
     except OSError as error:

@@ -1,13 +1,13 @@
 """The configuration file: TOML, every key checked. On the path of `run` (tomllib only where a file exists).
 
-    [storage]
-    driver = "overlay"          # for new stores; a store keeps the driver it was made with
+[storage]
+driver = "overlay"          # for new stores; a store keeps the driver it was made with
 
-    [storage.overlay]           # the driver's own options
-    volatile = true
+[storage.overlay]           # the driver's own options
+volatile = true
 
-    [run]
-    userns = "host"             # default of --userns
+[run]
+userns = "host"             # default of --userns
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def load(path: str | None = None) -> Config:
     storage, run = _table(path, content, "storage"), _table(path, content, "run")
     _only(path, "run.", run, ("userns",))
     options = {}
-    for key, value in storage.items():
+    for key in storage:
         if key != "driver":
             options[key] = _table(path, storage, key, "storage.")
     driver, userns = storage.get("driver", ""), run.get("userns", "")

@@ -86,15 +86,18 @@ class Engine:
     # --- images
 
     def pull(
-        self, reference: str, *, platform: str | None = None, progress: Callable[[Progress], None] | None = None
+        self,
+        reference: str,
+        *,
+        platform: str | None = None,
+        progress: Callable[[Progress], None] | None = None,
     ) -> PullResult:
         """Pull an image by name: nothing is fetched that is here already, nothing unverified is kept."""
         from .images.pull import pull
-        from .images.reference import Reference
         from .images.registries import Registries
 
-        parsed = Reference.parse(reference)
         registries = Registries.load()
+        parsed = registries.reference(reference)
         store = self._open()
         images = self._images()
         return pull(
@@ -197,7 +200,7 @@ class Engine:
     # --- both
 
     def inspect(self, name: str, *, kind: str | None = None) -> dict[str, Any]:
-        """All that is known of a container or image, in docker's shape. ``kind``: "container", "image" or None.
+        """All that is known of a container or image, as docker shows it. ``kind``: "container", "image", None.
 
         A container is looked for first. Raises `NotFound`.
         """
@@ -265,7 +268,8 @@ class Engine:
                 raise PermissionError(13, "it belongs to another user")
         except OSError as error:
             raise StorageError(
-                f"can't use {self.state} for the engine's state: {error.strerror}", hint="Choose another: --state DIR."
+                f"can't use {self.state} for the engine's state: {error.strerror}",
+                hint="Choose another: --state DIR.",
             ) from error
 
     def _open(self) -> Store:
@@ -316,12 +320,26 @@ class Engine:
 
         return ImageStore(self.root)
 
+    def _local(self, name: str) -> Image:
+        """The local image ``name``, which may be an alias of registries.conf (read only where it must be)."""
+        try:
+            return self._images().get(name)
+        except NotFound:
+            from .images.registries import Registries
+
+            canonical = Registries.load().reference(name).canonical
+            try:
+                return self._images().get(canonical)
+            except NotFound:
+                pass
+            raise
+
     def _local_or_pulled(
         self, name: str, policy: str, platform: str | None, progress: Callable[[Progress], None] | None
     ) -> Image:
         if policy != "always":
             try:
-                found = self._images().get(name)
+                found = self._local(name)
             except NotFound:
                 if policy == "never":
                     raise
@@ -355,7 +373,11 @@ class Engine:
         layers: list[Layer] = []
         parent: Layer | None = None
         for layer in image.layers:
-            id = chain_id(parent.id if parent else None, layer.diff_id) if store.layers.chained else layer.diff_id
+            id = (
+                chain_id(parent.id if parent else None, layer.diff_id)
+                if store.layers.chained
+                else layer.diff_id
+            )
             found = store.layers.find(id)
             if found is None:
                 from .images.blob import StoredBlob

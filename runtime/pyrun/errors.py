@@ -48,7 +48,9 @@ class Unsupported(PyrunError):
 class KernelError(PyrunError):
     """A system call failed. ``errno``, ``syscall`` and ``path`` are kept for callers that branch on them."""
 
-    def __init__(self, message: str, *, errno: int = 0, syscall: str = "", path: str = "", hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, errno: int = 0, syscall: str = "", path: str = "", hint: str = ""
+    ) -> None:
         super().__init__(message, hint=hint)
         self.errno = errno
         self.syscall = syscall

@@ -1,4 +1,4 @@
-"""SIGKILL of pyrun at random moments: the host stays clean, the store tells the truth, the command works again.
+"""SIGKILL of pyrun at random moments: the host stays clean, the store tells the truth, pyrun works again.
 
 Moments are random, the seed is printed; PYRUN_TEST_SEED repeats a run.
 """
@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from support.pyrun import Pyrun, mounts_below, processes, tree_digest, wait_for
 
 SEED = int(os.environ.get("PYRUN_TEST_SEED", time.time_ns() % 1_000_000))
@@ -62,7 +63,9 @@ def _rounds(pyrun: Pyrun, rounds: int, options: list[str]) -> None:
     assert _cgroups() == cgroups
 
 
-@pytest.mark.parametrize("options", [["--rm"], [], ["--rm", "-v", "/v", "--network", "host"]], ids=["rm", "kept", "volume"])
+@pytest.mark.parametrize(
+    "options", [["--rm"], [], ["--rm", "-v", "/v", "--network", "host"]], ids=["rm", "kept", "volume"]
+)
 def test_run_killed_at_random_moments(pyrun: Pyrun, options: list[str]) -> None:
     _rounds(pyrun, 12, options)
 
@@ -96,7 +99,11 @@ def _pull_rounds(empty: Pyrun, rounds: int) -> None:
     empty.ok("pull", "redis")
     for name in ("staging", "ingest"):
         assert os.listdir(empty.root / name) == []
-    assert [key for key, value in tree_digest(empty.root / "layers").items() if wanted.get(key) != value and "meta.json" not in key and value[7]] == []
+    assert [
+        key
+        for key, value in tree_digest(empty.root / "layers").items()
+        if wanted.get(key) != value and "meta.json" not in key and value[7]
+    ] == []
     empty.ok("run", "--rm", "--entrypoint", "true", "redis")
 
 

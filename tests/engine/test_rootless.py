@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from support.pyrun import Pyrun, mounts_below, processes, terminal, wait_for
 
 ACCOUNT = "pyruntest"
@@ -34,7 +35,9 @@ def account() -> Iterator[str]:
     subprocess.run(["useradd", "-u", number, "-g", number, "-m", "-s", "/bin/sh", ACCOUNT], check=True)
     try:
         for path in ("/etc/subuid", "/etc/subgid"):  # useradd may have given a range already
-            lines = [line for line in Path(path).read_text().splitlines() if not line.startswith(f"{ACCOUNT}:")]
+            lines = [
+                line for line in Path(path).read_text().splitlines() if not line.startswith(f"{ACCOUNT}:")
+            ]
             Path(path).write_text("\n".join([*lines, f"{ACCOUNT}:{FIRST}:65536"]) + "\n")
         yield ACCOUNT
     finally:
@@ -43,7 +46,9 @@ def account() -> Iterator[str]:
         wait_for(lambda: not _processes_of(int(number)), "the account's processes end")
         subprocess.run(["userdel", "-r", ACCOUNT], check=True, stderr=subprocess.DEVNULL)
         for path in ("/etc/subuid", "/etc/subgid"):
-            lines = [line for line in Path(path).read_text().splitlines() if not line.startswith(f"{ACCOUNT}:")]
+            lines = [
+                line for line in Path(path).read_text().splitlines() if not line.startswith(f"{ACCOUNT}:")
+            ]
             Path(path).write_text("".join(f"{line}\n" for line in lines))
 
 
@@ -87,11 +92,22 @@ def user(account: str, installation: Path, mirror: Path) -> Iterator[Pyrun]:
     conf = home / "registries.conf"
     conf.write_bytes(mirror.read_bytes())
     os.chmod(conf, 0o644)
-    prefix = ["setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups", "--inh-caps=-all"]
+    prefix = [
+        "setpriv",
+        f"--reuid={entry.pw_uid}",
+        f"--regid={entry.pw_gid}",
+        "--clear-groups",
+        "--inh-caps=-all",
+    ]
     prefix += ["env", "-C", str(home)]
     with tempfile.TemporaryDirectory(prefix="pyrun-state-") as state:
         os.chown(state, entry.pw_uid, entry.pw_gid)
-        env = {"HOME": str(home), "CONTAINERS_REGISTRIES_CONF": str(conf), "USER": account, "XDG_RUNTIME_DIR": state}
+        env = {
+            "HOME": str(home),
+            "CONTAINERS_REGISTRIES_CONF": str(conf),
+            "USER": account,
+            "XDG_RUNTIME_DIR": state,
+        }
         pyrun = Pyrun(home / "store", Path(state) / "pyrun", env=env, prefix=prefix)
         pyrun.command = str(installation / "bin/pyrun")
         pyrun.ok("pull", "-q", "busybox")
@@ -106,7 +122,7 @@ def test_a_container_runs_and_its_root_is_the_user(user: Pyrun, account: str) ->
     out = user.sh("id -u; touch /made; stat -c %u /made; cat /proc/self/uid_map")
     lines = out.split()
     assert lines[:2] == ["0", "0"]
-    assert ["1", "1", "65536"] == lines[5:8]
+    assert lines[5:8] == ["1", "1", "65536"]
 
 
 def test_files_of_other_owners_belong_to_subordinate_ids_on_disk(user: Pyrun) -> None:
@@ -117,16 +133,34 @@ def test_files_of_other_owners_belong_to_subordinate_ids_on_disk(user: Pyrun) ->
 
 
 def test_a_deleted_directory_of_a_layer_stays_deleted_and_can_be_made_again(user: Pyrun) -> None:
-    assert user.sh("rm -rf /etc/../home /tmp && mkdir /tmp && ls -A /tmp; rm /bin/vi; ls /bin/vi 2>&1; true").count("No such") == 1
+    assert (
+        user.sh(
+            "rm -rf /etc/../home /tmp && mkdir /tmp && ls -A /tmp; rm /bin/vi; ls /bin/vi 2>&1; true"
+        ).count("No such")
+        == 1
+    )
 
 
 def test_the_entrypoint_may_change_its_user(user: Pyrun) -> None:
-    out = user.ok("run", "--rm", "--entrypoint", "setpriv", "redis", "--reuid=redis", "--regid=redis", "--clear-groups", "id", "-un")
+    out = user.ok(
+        "run",
+        "--rm",
+        "--entrypoint",
+        "setpriv",
+        "redis",
+        "--reuid=redis",
+        "--regid=redis",
+        "--clear-groups",
+        "id",
+        "-un",
+    )
     assert out.strip() == "redis"
 
 
 def test_devices_work_though_nodes_cannot_be_made(user: Pyrun) -> None:
-    assert user.sh("echo x >/dev/null && head -c 3 /dev/zero | wc -c && test -c /dev/urandom && echo yes").split() == ["3", "yes"]
+    assert user.sh(
+        "echo x >/dev/null && head -c 3 /dev/zero | wc -c && test -c /dev/urandom && echo yes"
+    ).split() == ["3", "yes"]
 
 
 def test_a_terminal_works(user: Pyrun) -> None:
@@ -170,7 +204,10 @@ def test_devices_of_another_user_and_trusted_attributes_are_out_of_reach(user: P
 
 def test_every_overlay_route_works_rootless(user: Pyrun) -> None:
     for route in ("1", "2", "3"):
-        out = user.sh("rm -rf /home /tmp && mkdir /tmp && ls -A /tmp && echo fine", env={**user.env, "PYRUN_OVERLAY_ROUTE": route})
+        out = user.sh(
+            "rm -rf /home /tmp && mkdir /tmp && ls -A /tmp && echo fine",
+            env={**user.env, "PYRUN_OVERLAY_ROUTE": route},
+        )
         assert out == "fine\n"
 
 
@@ -178,7 +215,9 @@ def test_without_subordinate_ids_the_remedy_is_printed(user: Pyrun) -> None:
     kept = {path: Path(path).read_text() for path in ("/etc/subuid", "/etc/subgid")}
     try:
         for path, text in kept.items():
-            Path(path).write_text("".join(line for line in text.splitlines(True) if not line.startswith(ACCOUNT)))
+            Path(path).write_text(
+                "".join(line for line in text.splitlines(True) if not line.startswith(ACCOUNT))
+            )
         done = user("run", "--rm", "busybox", "true")
     finally:
         for path, text in kept.items():
@@ -197,7 +236,9 @@ def test_the_stores_of_root_and_of_a_user_are_not_mixed(user: Pyrun) -> None:
     assert "made by an ordinary user" in done.stderr
 
 
-def test_where_apparmor_restricts_user_namespaces_the_profile_is_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_apparmor_restricts_user_namespaces_the_profile_is_printed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Ubuntu 24.04's sysctl; this kernel can't be made to have it, so the file is a stand-in."""
     from pyrun.sandbox import rootless
 

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from support.pyrun import Pyrun, tree_digest, wait_for
 
 # --- exit codes
@@ -21,7 +22,16 @@ def test_the_programs_exit_code_is_pyruns(pyrun: Pyrun, code: int) -> None:
 
 def test_a_program_killed_by_a_signal_gives_128_plus_its_number(pyrun: Pyrun) -> None:
     # A first process ignores what it has no handler for, so its child kills itself, and exec passes it on.
-    done = pyrun("run", "--rm", "--name", "killed", "busybox", "sh", "-c", "trap 'exit 143' TERM; kill -TERM $$; sleep 5")
+    done = pyrun(
+        "run",
+        "--rm",
+        "--name",
+        "killed",
+        "busybox",
+        "sh",
+        "-c",
+        "trap 'exit 143' TERM; kill -TERM $$; sleep 5",
+    )
     assert done.returncode == 143
     process = pyrun.start("run", "--rm", "--name", "killed9", "busybox", "sleep", "100")
     os.kill(pyrun.pid_of("killed9"), 9)
@@ -92,8 +102,11 @@ def test_stdin_is_empty_without_i(pyrun: Pyrun) -> None:
 def test_100_megabytes_pass_through_unharmed(pyrun: Pyrun, tmp_path: Path) -> None:
     block = os.urandom(1 << 20)
     wanted = hashlib.sha256(block * 100).hexdigest()
-    process = pyrun.start("run", "-i", "--rm", "busybox", "cat", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdin and process.stdout
+    process = pyrun.start(
+        "run", "-i", "--rm", "busybox", "cat", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin
+    assert process.stdout
 
     def feed() -> None:
         assert process.stdin
@@ -138,7 +151,9 @@ def test_a_reader_that_goes_away_ends_the_writer(pyrun: Pyrun) -> None:
 
 
 def test_the_program_may_open_dev_stdout_as_any_user(pyrun: Pyrun) -> None:
-    done = pyrun("run", "--rm", "-u", "1000:1000", "busybox", "sh", "-c", "echo a >/dev/stdout; echo b >/dev/stderr")
+    done = pyrun(
+        "run", "--rm", "-u", "1000:1000", "busybox", "sh", "-c", "echo a >/dev/stdout; echo b >/dev/stderr"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "a\n", "b\n")
 
 
@@ -206,7 +221,10 @@ def test_entrypoint_replaces_the_images_and_drops_its_command(pyrun: Pyrun) -> N
 
 def test_hostname_is_the_short_id_or_as_asked(pyrun: Pyrun) -> None:
     assert len(pyrun.sh("hostname").strip()) == 12
-    assert pyrun.sh("hostname; cat /etc/hostname", "-h", "box.example").split() == ["box.example", "box.example"]
+    assert pyrun.sh("hostname; cat /etc/hostname", "-h", "box.example").split() == [
+        "box.example",
+        "box.example",
+    ]
 
 
 def test_options_end_at_the_image(pyrun: Pyrun) -> None:
@@ -246,7 +264,9 @@ def test_read_only_makes_the_root_read_only_but_not_its_volumes(pyrun: Pyrun) ->
 
 
 def test_tmpfs_takes_size_and_mode(pyrun: Pyrun) -> None:
-    out = pyrun.sh("mount | grep ' /scratch '; stat -c %a /scratch", "--tmpfs", "/scratch:size=1m,mode=700,exec")
+    out = pyrun.sh(
+        "mount | grep ' /scratch '; stat -c %a /scratch", "--tmpfs", "/scratch:size=1m,mode=700,exec"
+    )
     assert "tmpfs" in out
     assert "size=1024k" in out
     assert "noexec" not in out
@@ -257,7 +277,9 @@ def test_tmpfs_takes_size_and_mode(pyrun: Pyrun) -> None:
 def test_a_bind_mount_shows_sensible_owners_on_both_sides(pyrun: Pyrun, tmp_path: Path) -> None:
     (tmp_path / "theirs").write_text("data")
     os.chown(tmp_path / "theirs", 1000, 1000)
-    out = pyrun.sh("stat -c %u /mnt/theirs; echo new >/mnt/ours; chown 33 /mnt/ours", "-v", f"{tmp_path}:/mnt")
+    out = pyrun.sh(
+        "stat -c %u /mnt/theirs; echo new >/mnt/ours; chown 33 /mnt/ours", "-v", f"{tmp_path}:/mnt"
+    )
     assert out.strip() == "1000"
     assert (tmp_path / "ours").read_text() == "new\n"
     assert os.stat(tmp_path / "ours").st_uid == 33
@@ -283,7 +305,9 @@ def test_paths_with_odd_characters_are_mounted(pyrun: Pyrun, tmp_path: Path) -> 
 
 
 def test_an_image_volume_starts_with_the_images_content_and_goes_with_the_container(pyrun: Pyrun) -> None:
-    out = pyrun.ok("run", "--name", "vol", "--entrypoint", "sh", "redis", "-c", "stat -c '%U %a' /data; touch /data/x")
+    out = pyrun.ok(
+        "run", "--name", "vol", "--entrypoint", "sh", "redis", "-c", "stat -c '%U %a' /data; touch /data/x"
+    )
     assert out.split()[0] == "redis"
     assert len(list(pyrun.root.glob("containers/*/volumes/0/x"))) == 1
     assert list(pyrun.root.glob("containers/*/rw/upper/data/x")) == []
@@ -319,7 +343,9 @@ def test_a_random_name_has_two_parts(pyrun: Pyrun) -> None:
 
 
 def test_two_at_once_of_one_name_give_exactly_one_container(pyrun: Pyrun) -> None:
-    both = [pyrun.start("run", "--name", "race", "busybox", "true", stderr=subprocess.DEVNULL) for _ in range(4)]
+    both = [
+        pyrun.start("run", "--name", "race", "busybox", "true", stderr=subprocess.DEVNULL) for _ in range(4)
+    ]
     codes = sorted(process.wait(30) for process in both)
     assert codes == [0, 125, 125, 125]
     pyrun.ok("rm", "race")
@@ -331,7 +357,9 @@ def test_two_at_once_of_one_name_give_exactly_one_container(pyrun: Pyrun) -> Non
 def test_a_running_container_is_listed_and_only_removed_by_force(pyrun: Pyrun) -> None:
     process = pyrun.start("run", "--name", "up", "busybox", "sleep", "100")
     pyrun.pid_of("up")
-    assert pyrun.ok("ps", "--format", "{{.Names}} {{.Image}} {{.Command}}").strip() == 'up busybox "sleep 100"'
+    assert (
+        pyrun.ok("ps", "--format", "{{.Names}} {{.Image}} {{.Command}}").strip() == 'up busybox "sleep 100"'
+    )
     assert pyrun.ok("ps", "--format", "{{.Status}}").startswith("Up ")
     refused = pyrun("rm", "up")
     assert refused.returncode == 1
@@ -372,7 +400,9 @@ def test_the_runtime_spec_of_a_container_can_be_printed(pyrun: Pyrun) -> None:
 
 def test_many_containers_at_once_all_work(pyrun: Pyrun) -> None:
     processes = [
-        pyrun.start("run", "--rm", "busybox", "sh", "-c", f"echo {n}; cat /proc/self/uid_map", stdout=subprocess.PIPE)
+        pyrun.start(
+            "run", "--rm", "busybox", "sh", "-c", f"echo {n}; cat /proc/self/uid_map", stdout=subprocess.PIPE
+        )
         for n in range(12)
     ]
     maps = set()

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support.pyrun import Pyrun
 from support.registry import Registry, tar
 
@@ -34,14 +35,18 @@ def test_every_namespace_is_the_containers_own(pyrun: Pyrun) -> None:
 
 
 def test_userns_host_keeps_the_hosts_ids_and_isolates_the_rest(pyrun: Pyrun) -> None:
-    out = pyrun.sh("readlink /proc/self/ns/user; readlink /proc/self/ns/mnt; touch /x; stat -c %u /x", "--userns", "host")
+    out = pyrun.sh(
+        "readlink /proc/self/ns/user; readlink /proc/self/ns/mnt; touch /x; stat -c %u /x", "--userns", "host"
+    )
     user, mnt, owner = out.split()
     assert user == os.readlink("/proc/self/ns/user")
     assert mnt != os.readlink("/proc/self/ns/mnt")
     assert owner == "0"
 
 
-def test_the_configuration_may_set_userns_host_and_the_option_overrides_it(pyrun: Pyrun, tmp_path: Path) -> None:
+def test_the_configuration_may_set_userns_host_and_the_option_overrides_it(
+    pyrun: Pyrun, tmp_path: Path
+) -> None:
     config = tmp_path / "config.toml"
     config.write_text('[run]\nuserns = "host"\n')
     host = os.readlink("/proc/self/ns/user")
@@ -75,7 +80,8 @@ def test_host_network_shows_the_hosts_interfaces_and_a_read_only_sys(pyrun: Pyru
 
 def test_without_a_network_there_is_loopback_only(pyrun: Pyrun) -> None:
     assert {line.split(":")[0].strip() for line in pyrun.sh("tail -n +3 /proc/net/dev").splitlines()} <= {
-        "lo", "sit0", "tunl0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6gre0", "ifb0", "ifb1",
+        "lo", "sit0", "tunl0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6gre0",
+        "ifb0", "ifb1",
     }  # fmt: skip
 
 
@@ -94,7 +100,9 @@ def test_sensitive_files_are_masked_and_settings_read_only(pyrun: Pyrun) -> None
 
 
 def test_masked_paths_are_masked_for_root_of_the_host_too(pyrun: Pyrun) -> None:
-    out = pyrun.sh("wc -c </proc/keys; (echo x >/proc/sys/kernel/core_pattern) 2>&1; true", "--userns", "host")
+    out = pyrun.sh(
+        "wc -c </proc/keys; (echo x >/proc/sys/kernel/core_pattern) 2>&1; true", "--userns", "host"
+    )
     assert out.split()[0] == "0"
     assert "Read-only" in out
 
@@ -104,7 +112,9 @@ def test_dev_has_the_default_nodes_and_links_and_nothing_else(pyrun: Pyrun) -> N
         "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty",
         "urandom", "zero",
     }  # fmt: skip
-    out = pyrun.sh("head -c 4 /dev/zero | wc -c; head -c 4 /dev/urandom | wc -c; echo x >/dev/null; stat -c %u /dev/null")
+    out = pyrun.sh(
+        "head -c 4 /dev/zero | wc -c; head -c 4 /dev/urandom | wc -c; echo x >/dev/null; stat -c %u /dev/null"
+    )
     assert out.split() == ["4", "4", "0"]
 
 
@@ -127,13 +137,15 @@ def test_only_the_standard_fds_reach_the_program(pyrun: Pyrun, tmp_path: Path) -
 @pytest.mark.parametrize("number", range(5, 12))
 def test_a_workdir_in_proc_self_fd_leads_nowhere_outside(pyrun: Pyrun, number: int) -> None:
     """CVE-2024-21626."""
-    done = pyrun("run", "--rm", "-w", f"/proc/self/fd/{number}", "busybox", "sh", "-c", "cat ../../../etc/shadow; pwd")
+    done = pyrun(
+        "run", "--rm", "-w", f"/proc/self/fd/{number}", "busybox", "sh", "-c", "cat ../../../etc/shadow; pwd"
+    )
     assert done.returncode == 125 or done.stdout.strip() == f"/proc/self/fd/{number}"
     assert "root:" not in done.stdout
 
 
 def test_the_first_process_is_pid_1_of_its_own_session(pyrun: Pyrun) -> None:
-    assert pyrun.sh("cut -d' ' -f1,6 /proc/self/stat; echo $$").split() [-1] == "1"
+    assert pyrun.sh("cut -d' ' -f1,6 /proc/self/stat; echo $$").split()[-1] == "1"
 
 
 def test_umask_is_0022_whatever_the_callers_is(pyrun: Pyrun) -> None:
@@ -155,10 +167,14 @@ def test_no_mount_of_a_running_container_shows_on_the_host(pyrun: Pyrun) -> None
 # --- images that lay traps
 
 
-def test_an_image_whose_proc_is_a_symlink_does_not_redirect_the_mounts(fresh: Pyrun, registry: Registry) -> None:
+def test_an_image_whose_proc_is_a_symlink_does_not_redirect_the_mounts(
+    fresh: Pyrun, registry: Registry
+) -> None:
     """CVE-2019-19921, CVE-2023-27561."""
     busybox = Path("/bin/busybox").read_bytes()
-    layer = _with_modes({"bin": None, "bin/sh": busybox, "proc": "/elsewhere", "elsewhere": None}, {"bin/sh": 0o755})
+    layer = _with_modes(
+        {"bin": None, "bin/sh": busybox, "proc": "/elsewhere", "elsewhere": None}, {"bin/sh": 0o755}
+    )
     registry.push_image("traps/proc", "latest", [layer], {"Cmd": ["sh", "-c", "echo started"]})
     done = fresh("run", "--rm", "traps/proc")
     assert done.returncode == 125
@@ -166,12 +182,20 @@ def test_an_image_whose_proc_is_a_symlink_does_not_redirect_the_mounts(fresh: Py
     assert fresh.records() == []
 
 
-def test_mount_targets_behind_symlinks_stay_inside_the_root(fresh: Pyrun, registry: Registry, tmp_path: Path) -> None:
+def test_mount_targets_behind_symlinks_stay_inside_the_root(
+    fresh: Pyrun, registry: Registry, tmp_path: Path
+) -> None:
     """CVE-2021-30465, CVE-2024-45310."""
     outside = tmp_path / "outside"
     outside.mkdir()
     busybox = Path("/bin/busybox").read_bytes()
-    entries = {"bin": None, "bin/sh": busybox, "bin/mount": "sh", "out": str(outside), "up": "../../../../.." + str(outside)}
+    entries = {
+        "bin": None,
+        "bin/sh": busybox,
+        "bin/mount": "sh",
+        "out": str(outside),
+        "up": "../../../../.." + str(outside),
+    }
     registry.push_image("traps/links", "latest", [_with_modes(entries, {"bin/sh": 0o755})])
     done = fresh("run", "--rm", "-v", "/var/empty-not-there:/x", "traps/links", "sh", "-c", "true")
     assert done.returncode == 125
@@ -200,10 +224,14 @@ def test_a_fifo_as_passwd_does_not_stop_the_engine(fresh: Pyrun, registry: Regis
         archive.addfile(fifo)
     registry.push_image("traps/fifo", "latest", [out.getvalue()])
     assert fresh("run", "--rm", "traps/fifo", "sh", "-c", "exit 6", timeout=30).returncode == 6
-    assert fresh("run", "--rm", "-u", "someone", "traps/fifo", "sh", "-c", "true", timeout=30).returncode == 125
+    assert (
+        fresh("run", "--rm", "-u", "someone", "traps/fifo", "sh", "-c", "true", timeout=30).returncode == 125
+    )
 
 
-def test_an_entrypoint_that_is_the_engines_interpreter_cannot_write_to_it(fresh: Pyrun, registry: Registry) -> None:
+def test_an_entrypoint_that_is_the_engines_interpreter_cannot_write_to_it(
+    fresh: Pyrun, registry: Registry
+) -> None:
     """CVE-2019-5736: /proc/self/exe of the container's first process is the host's python until execve."""
     interpreter = os.path.realpath(sys.executable)
     before = (os.stat(interpreter).st_mtime_ns, os.stat(interpreter).st_size)
@@ -222,7 +250,10 @@ def _with_modes(entries: dict[str, bytes | str | None], modes: dict[str, int]) -
 
     source = io.BytesIO(tar(entries))
     out = io.BytesIO()
-    with tarfile.open(fileobj=source) as old, tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as new:
+    with (
+        tarfile.open(fileobj=source) as old,
+        tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as new,
+    ):
         for member in old:
             member.mode = modes.get(member.name, member.mode)
             new.addfile(member, old.extractfile(member) if member.isreg() else None)

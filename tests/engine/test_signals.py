@@ -7,6 +7,7 @@ import subprocess
 import time
 
 import pytest
+
 from support.pyrun import Pyrun, wait_for
 
 
@@ -32,11 +33,15 @@ def test_a_first_process_without_a_handler_ignores_sigterm_as_under_docker(pyrun
 
 def test_ignored_signals_and_the_mask_are_not_inherited(pyrun: Pyrun) -> None:
     wrapper = "import signal,os,sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
-    wrapper += "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]); os.execv(sys.argv[1], sys.argv[1:])"
+    wrapper += (
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]); os.execv(sys.argv[1], sys.argv[1:])"
+    )
     import sys
 
     argv = pyrun.argv("run", "--rm", "busybox", "grep", "Sig[BI]", "/proc/self/status")
-    done = subprocess.run([sys.executable, "-c", wrapper, *argv], capture_output=True, text=True, env=pyrun.env)
+    done = subprocess.run(
+        [sys.executable, "-c", wrapper, *argv], capture_output=True, text=True, env=pyrun.env
+    )
     states = {line.split()[0]: int(line.split()[1], 16) for line in done.stdout.splitlines()}
     assert states["SigBlk:"] == 0
     assert states["SigIgn:"] == 0

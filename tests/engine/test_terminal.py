@@ -74,7 +74,9 @@ def test_the_callers_terminal_is_raw_meanwhile_and_restored_at_the_end(pyrun: Py
 
 
 def test_the_terminal_is_restored_when_the_container_is_killed(pyrun: Pyrun) -> None:
-    inner = " ".join(f"'{w}'" for w in pyrun.argv("run", "-it", "--rm", "--name", "tty1", "busybox", "sleep", "100"))
+    inner = " ".join(
+        f"'{w}'" for w in pyrun.argv("run", "-it", "--rm", "--name", "tty1", "busybox", "sleep", "100")
+    )
     from support.pyrun import Terminal
 
     window = Terminal(["/bin/sh", "-c", f"{inner}; echo ended=$?; read line"], pyrun.env)
@@ -91,7 +93,9 @@ def test_the_terminal_is_restored_when_the_container_is_killed(pyrun: Pyrun) -> 
 
 
 def test_the_terminal_belongs_to_the_containers_user(pyrun: Pyrun) -> None:
-    with terminal(pyrun, "run", "-it", "--rm", "-u", "1000", "busybox", "stat", "-c", "%u", "/dev/pts/0") as window:
+    with terminal(
+        pyrun, "run", "-it", "--rm", "-u", "1000", "busybox", "stat", "-c", "%u", "/dev/pts/0"
+    ) as window:
         window.read_until(rb"1000\r\n")
         assert window.wait() == 0
 

@@ -50,7 +50,9 @@ class Pyrun:
     def argv(self, *args: str) -> list[str]:
         return [*self.prefix, self.command, "--root", str(self.root), "--state", str(self.state), *args]
 
-    def __call__(self, *args: str, timeout: float = TIMEOUT, **options: Any) -> subprocess.CompletedProcess[Any]:
+    def __call__(
+        self, *args: str, timeout: float = TIMEOUT, **options: Any
+    ) -> subprocess.CompletedProcess[Any]:
         """Run to the end; stdin is empty unless ``input`` or ``stdin`` is given."""
         options.setdefault("text", True)
         if "input" not in options:
@@ -58,7 +60,7 @@ class Pyrun:
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.PIPE)
         options.setdefault("env", self.env)
-        return subprocess.run(self.argv(*args), timeout=timeout, **options)  # noqa: S603
+        return subprocess.run(self.argv(*args), timeout=timeout, **options)
 
     def ok(self, *args: str, **options: Any) -> Any:
         """stdout of a command that must succeed."""
@@ -223,7 +225,10 @@ def tree_digest(path: Path) -> dict[str, tuple[Any, ...]]:
                 with open(full, "rb") as file:
                     content = hashlib.file_digest(file, "sha256").hexdigest()
             link = os.readlink(full) if os.path.islink(full) else ""
-            attributes = tuple((key, os.getxattr(full, key, follow_symlinks=False)) for key in os.listxattr(full, follow_symlinks=False))
+            attributes = tuple(
+                (key, os.getxattr(full, key, follow_symlinks=False))
+                for key in os.listxattr(full, follow_symlinks=False)
+            )
             found[os.path.relpath(full, path)] = (
                 stat.st_mode,
                 stat.st_uid,

@@ -1,1 +1,1 @@
-"""Containers: records and names, the OCI runtime spec of each, and supervision of the one in the foreground."""
+"""Containers: records, names, the OCI runtime spec of each, and supervision of the one in the foreground."""

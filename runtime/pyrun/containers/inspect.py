@@ -61,7 +61,10 @@ def describe(container: Container, root: str) -> dict[str, Any]:
         "Name": container.name,
         "Driver": container.driver,
         "Platform": "linux",
-        "GraphDriver": {"Name": container.driver, "Data": {"Layers": container.layers, "Writable": f"{directory}/rw"}},
+        "GraphDriver": {
+            "Name": container.driver,
+            "Data": {"Layers": container.layers, "Writable": f"{directory}/rw"},
+        },
         "HostConfig": {
             "NetworkMode": options["network"],
             "UsernsMode": options["userns"],

@@ -1,4 +1,4 @@
-"""Container names: the check of a given one, and random ones. Imported only where a name is made or checked."""
+"""Container names: the check of a given one, and random ones. On the path of `run`."""
 
 from __future__ import annotations
 

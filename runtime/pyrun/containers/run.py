@@ -15,7 +15,6 @@ from ..kernel.userns import read_map
 from ..sandbox import console, idrange
 from ..sandbox.box import Box
 from ..storage.events import StorageEvent
-from ..storage.locks import SharedLock
 from . import spec as specs
 from . import users, volumes
 from .store import KILLED, Containers, new_id, new_state, remove_container_tree, start_time
@@ -48,7 +47,9 @@ class Made:
 
     __slots__ = ("config", "directory", "id", "spec", "stage", "store", "userns")
 
-    def __init__(self, store: Store, stage: Stage, config: dict[str, Any], spec: dict[str, Any], userns: bool) -> None:
+    def __init__(
+        self, store: Store, stage: Stage, config: dict[str, Any], spec: dict[str, Any], userns: bool
+    ) -> None:
         self.store = store
         self.stage = stage
         self.config = config
@@ -61,7 +62,9 @@ class Made:
 def _network(options: ContainerOptions) -> str:
     network = options.network or "none"
     if network not in ("none", "host"):
-        raise Unsupported(f"--network {network} is not supported", hint="Supported: none (the default), host.")
+        raise Unsupported(
+            f"--network {network} is not supported", hint="Supported: none (the default), host."
+        )
     return network
 
 
@@ -77,11 +80,16 @@ def check_hostname(name: str) -> str:
     """``name`` if hostname(7) allows it."""
     labels = name.split(".")
     if len(name) <= 64 and all(
-        label and label.replace("-", "a").isascii() and label.replace("-", "a").isalnum() and label.strip("-") == label
+        label
+        and label.replace("-", "a").isascii()
+        and label.replace("-", "a").isalnum()
+        and label.strip("-") == label
         for label in labels
     ):
         return name
-    raise UsageError(f"invalid host name {name!r}", hint="Letters, digits and '-' between dots, at most 64 in all.")
+    raise UsageError(
+        f"invalid host name {name!r}", hint="Letters, digits and '-' between dots, at most 64 in all."
+    )
 
 
 def check(options: ContainerOptions, userns_default: str) -> None:
@@ -134,7 +142,9 @@ def create(
     env = specs.environment(config, options, hostname)
     cwd = options.workdir or config.get("WorkingDir") or "/"
     if not cwd.startswith("/") or "\0" in cwd:
-        raise UsageError(f"the working directory {cwd!r} is not an absolute path", hint="For example -w /data.")
+        raise UsageError(
+            f"the working directory {cwd!r} is not an absolute path", hint="For example -w /data."
+        )
     user = config.get("User") or "" if options.user is None else options.user
     found = volumes.collect(config, options)
     tmpfs = [specs.tmpfs_mount(text) for text in options.tmpfs]

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 CAPABILITIES = [
     "CAP_" + name
     for name in (
-        "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT "
-        "KILL AUDIT_WRITE"
+        "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE "
+        "SYS_CHROOT KILL AUDIT_WRITE"
     ).split()
 ]
 MASKED = [
@@ -57,7 +57,8 @@ def command(image: dict[str, Any], arguments: Sequence[str], options: ContainerO
     argv = entrypoint + (list(arguments) or default)
     if not argv:
         raise ContainerError(
-            "no command given, and the image has none", hint="Name one after the image: pyrun run IMAGE COMMAND."
+            "no command given, and the image has none",
+            hint="Name one after the image: pyrun run IMAGE COMMAND.",
         )
     for argument in argv:
         if "\0" in argument:
@@ -106,7 +107,9 @@ def _env_file(path: str) -> list[str]:
             continue
         name = item.partition("=")[0]
         if not name or any(c.isspace() for c in name):
-            raise UsageError(f"{path}, line {number}: the variable name {name!r} is empty or has white space in it")
+            raise UsageError(
+                f"{path}, line {number}: the variable name {name!r} is empty or has white space in it"
+            )
         found.append(item)
     return found
 
@@ -115,14 +118,18 @@ def tmpfs_mount(text: str) -> dict[str, Any]:
     """--tmpfs PATH[:OPTIONS] as a spec mount; docker's default options are rw,noexec,nosuid,nodev."""
     path, _, given = text.partition(":")
     if not path.startswith("/") or ".." in path.split("/"):
-        raise UsageError(f"--tmpfs {text}: {path!r} is not an absolute path", hint="For example --tmpfs /run:size=64m")
+        raise UsageError(
+            f"--tmpfs {text}: {path!r} is not an absolute path", hint="For example --tmpfs /run:size=64m"
+        )
     options = ["noexec", "nosuid", "nodev"]
     known = ("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "huge")
-    flags = ("ro", "rw", "noexec", "exec", "nosuid", "suid", "nodev", "dev", "noatime", "relatime", "strictatime")
+    flags = "ro rw noexec exec nosuid suid nodev dev noatime relatime strictatime".split()
     for option in filter(None, given.split(",")):
         name, equals, _ = option.partition("=")
         if (equals and name not in known) or (not equals and name not in flags):
-            raise UsageError(f"--tmpfs {text}: unknown option {option!r}", hint=f"Known: {', '.join(known + flags)}.")
+            raise UsageError(
+                f"--tmpfs {text}: unknown option {option!r}", hint=f"Known: {', '.join([*known, *flags])}."
+            )
         options.append(option)
     return {"destination": path, "type": "tmpfs", "source": "tmpfs", "options": options}
 
@@ -154,7 +161,17 @@ def _system_mounts(network: str, *, rootless: bool) -> list[dict[str, Any]]:
     mounts = [
         entry("/proc", "proc", "proc", *safe),
         entry("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
-        entry("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+        entry(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            "nosuid",
+            "noexec",
+            "newinstance",
+            "ptmxmode=0666",
+            "mode=0620",
+            "gid=5",
+        ),
         entry("/dev/shm", "tmpfs", "shm", *safe, "mode=1777", "size=65536k"),
         entry("/dev/mqueue", "mqueue", "mqueue", *safe),
         sys,

@@ -127,7 +127,8 @@ class Containers:
                 return matches[0]
             if matches:
                 raise Conflict(
-                    f"the prefix {name!r} fits {len(matches)} containers", hint="Give more digits: pyrun ps -a."
+                    f"the prefix {name!r} fits {len(matches)} containers",
+                    hint="Give more digits: pyrun ps -a.",
                 )
         raise NotFound(f"no such container: {name}")
 
@@ -148,7 +149,7 @@ class Containers:
         return Container(**fields)
 
     def all(self) -> Iterator[Container]:
-        """Every container, newest first; one that vanishes meanwhile, or whose record is damaged, is left out."""
+        """Every container, newest first, but for those that vanish meanwhile or whose record is damaged."""
         found = []
         for id in self.ids():
             try:
@@ -162,9 +163,7 @@ class Containers:
         try:
             spec: dict[str, Any] = records.read(f"{self.directory}/{id}/spec.json")
         except FileNotFoundError:
-            raise NotFound(
-                f"container {id[:12]} was never started, so it has no runtime spec yet"
-            ) from None
+            raise NotFound(f"container {id[:12]} was never started, so it has no runtime spec yet") from None
         return spec
 
     # --- making and changing

@@ -87,7 +87,9 @@ class _Pump:
 
     __slots__ = ("buffer", "chunk", "done", "full", "own_source", "own_target", "source", "splices", "target")
 
-    def __init__(self, source: int, target: int, *, own_source: bool = False, own_target: bool = False) -> None:
+    def __init__(
+        self, source: int, target: int, *, own_source: bool = False, own_target: bool = False
+    ) -> None:
         self.source = source
         self.target = target
         self.own_source = own_source  # close it when the target goes away, so that the writer learns of it

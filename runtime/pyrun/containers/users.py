@@ -58,7 +58,8 @@ def resolve(root: int, text: str) -> User:
                 wanted = _number(fields[2])
         if wanted is None:
             raise ContainerError(
-                f"there is no group {group_text!r} in the container's /etc/group", hint="Give the number instead."
+                f"there is no group {group_text!r} in the container's /etc/group",
+                hint="Give the number instead.",
             )
         gid = wanted
     elif name:

@@ -1,4 +1,4 @@
-"""Volumes of one container: bind mounts from -v, and directories of its own for VOLUME. On the path of `run`."""
+"""Volumes of one container: bind mounts from -v, and directories for VOLUME. On the path of `run`."""
 
 from __future__ import annotations
 
@@ -46,14 +46,17 @@ def parse(text: str) -> Volume:
         )
     source = os.path.abspath(source)
     if not os.path.exists(source):
-        raise ContainerError(f"-v {text}: {source} does not exist on the host", hint=f"Make it first: mkdir {source}")
+        raise ContainerError(
+            f"-v {text}: {source} does not exist on the host", hint=f"Make it first: mkdir {source}"
+        )
     return Volume(source, _destination(text, destination), readonly)
 
 
 def _destination(text: str, path: str) -> str:
     if not path.startswith("/") or ".." in path.split("/") or os.path.normpath(path) == "/" or "\0" in path:
         raise UsageError(
-            f"-v {text}: {path!r} can't be a mount point in the container", hint="Give an absolute path other than /."
+            f"-v {text}: {path!r} can't be a mount point in the container",
+            hint="Give an absolute path other than /.",
         )
     return os.path.normpath(path)
 
@@ -79,9 +82,7 @@ def seed(view: int, path: str, destination: str) -> None:
     ``view`` is a directory fd of the image's layers, unshifted. Nothing there, or no directory: left empty.
     """
     try:
-        source = openat2(
-            view, path, os.O_RDONLY | os.O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
-        )
+        source = openat2(view, path, os.O_RDONLY | os.O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     except (FileNotFoundError, NotADirectoryError):
         return
     target = os.open(destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -52,8 +52,10 @@ PROC_SUPER_MAGIC = 0x9FA0
 CGROUP2_SUPER_MAGIC = 0x63677270
 
 
-def open_tree(dirfd: int, path: bytes | str, *, clone: bool = True, recursive: bool = False, follow: bool = True) -> int:
-    """An fd of the mount tree at ``path``; with ``clone`` a detached copy. An empty path means ``dirfd`` itself."""
+def open_tree(
+    dirfd: int, path: bytes | str, *, clone: bool = True, recursive: bool = False, follow: bool = True
+) -> int:
+    """An fd of the mount tree at ``path`` ("": ``dirfd`` itself); with ``clone`` a detached copy of it."""
     flags = OPEN_TREE_CLOEXEC | AT_NO_AUTOMOUNT
     if clone:
         flags |= OPEN_TREE_CLONE
@@ -73,7 +75,13 @@ def move_mount(mount: int, dirfd: int, path: bytes | str = b"") -> None:
 
 
 def mount_setattr(
-    mount: int, *, set: int = 0, clear: int = 0, propagation: int = 0, userns: int = 0, recursive: bool = False
+    mount: int,
+    *,
+    set: int = 0,
+    clear: int = 0,
+    propagation: int = 0,
+    userns: int = 0,
+    recursive: bool = False,
 ) -> None:
     """Change a mount's attributes: MOUNT_ATTR_* bits, propagation (MS_PRIVATE, ...), or idmap by ``userns``.
 
@@ -157,7 +165,9 @@ def new_mount(
         context.close()
 
 
-def mount(source: bytes | None, target: bytes, fstype: bytes | None, flags: int, data: bytes | None = None) -> None:
+def mount(
+    source: bytes | None, target: bytes, fstype: bytes | None, flags: int, data: bytes | None = None
+) -> None:
     """mount(2), for what the new API can't do on older kernels, and for propagation."""
     function("mount", source, target, fstype, flags, data, path=target)
 

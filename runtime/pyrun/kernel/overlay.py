@@ -75,7 +75,9 @@ def mount_overlay(stack: Stack, route: int, idmap: int | None = None) -> int:
         fd = _in_child(stack, route, idmap)
     if stack.upper is not None and os.fstatvfs(fd).f_flag & os.ST_RDONLY:
         os.close(fd)
-        raise OSError(30, "overlay: the kernel made the mount read-only (it can't write to the work directory)")
+        raise OSError(
+            30, "overlay: the kernel made the mount read-only (it can't write to the work directory)"
+        )
     return fd
 
 
@@ -150,7 +152,11 @@ def _fsmount(stack: Stack, tree: int, *, by_fd: bool, idmapped: bool) -> int:
     try:
         context = m.FsContext("overlay")
         context.string("source", "pyrun")
-        for key, fds in (("lowerdir+", opened.lowers), ("upperdir", [opened.upper]), ("workdir", [opened.work])):
+        for key, fds in (
+            ("lowerdir+", opened.lowers),
+            ("upperdir", [opened.upper]),
+            ("workdir", [opened.work]),
+        ):
             for fd in fds:
                 if fd >= 0 and by_fd:
                     context.file(key, fd)

@@ -32,9 +32,19 @@ _CAPABILITY_VERSION_3 = 0x20080522
 class _CloneArgs(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_uint64)
-        for name in (
-            "flags pidfd child_tid parent_tid exit_signal stack stack_size tls set_tid set_tid_size cgroup"
-        ).split()
+        for name in [
+            "flags",
+            "pidfd",
+            "child_tid",
+            "parent_tid",
+            "exit_signal",
+            "stack",
+            "stack_size",
+            "tls",
+            "set_tid",
+            "set_tid_size",
+            "cgroup",
+        ]
     )
 
 
@@ -94,7 +104,12 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     low, high = 0xFFFFFFFF, 32
     data = (ctypes.c_uint32 * 6)(
-        effective & low, permitted & low, inheritable & low, effective >> high, permitted >> high, inheritable >> high
+        effective & low,
+        permitted & low,
+        inheritable & low,
+        effective >> high,
+        permitted >> high,
+        inheritable >> high,
     )
     syscall("capset", header, data)
 
@@ -113,7 +128,10 @@ def setfsids(uid: int, gid: int) -> tuple[int, int]:
     previous_gid = libc.setfsgid(ctypes.c_uint(gid))
     previous_uid = libc.setfsuid(ctypes.c_uint(uid))
     no_change = ctypes.c_uint(0xFFFFFFFF)
-    if libc.setfsuid(no_change) != ctypes.c_int(uid).value or libc.setfsgid(no_change) != ctypes.c_int(gid).value:
+    if (
+        libc.setfsuid(no_change) != ctypes.c_int(uid).value
+        or libc.setfsgid(no_change) != ctypes.c_int(gid).value
+    ):
         raise PermissionError(1, f"setfsuid({uid}), setfsgid({gid}) had no effect")
     return previous_uid & 0xFFFFFFFF, previous_gid & 0xFFFFFFFF
 

@@ -54,13 +54,17 @@ def _finish(name: str, args: tuple[Any, ...], result: int, shown: object) -> int
 
 
 def syscall(name: str, *args: Any, path: object = None) -> int:
-    """One system call by name. ints go as C longs, bytes as pointers, None as NULL; ``path`` is for the error.
+    """One system call by name: ints as C longs, bytes as pointers, None as NULL; ``path`` is for errors.
 
     syscall(2) is variadic: an int that is not widened explicitly may reach the kernel with garbage in its
     upper half.
     """
     converted = [
-        ctypes.c_long(a) if isinstance(a, int) else ctypes.c_char_p(a) if a is None or isinstance(a, bytes) else a
+        ctypes.c_long(a)
+        if isinstance(a, int)
+        else ctypes.c_char_p(a)
+        if a is None or isinstance(a, bytes)
+        else a
         for a in args
     ]
     return _finish(name, args, libc.syscall(ctypes.c_long(NUMBERS[name]), *converted), path)

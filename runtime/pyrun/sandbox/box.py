@@ -105,7 +105,7 @@ class Box:
             self.close()
             raise Unsupported(
                 f"can't map the ids of the container's user namespace: {error.strerror}",
-                hint="Run with --userns=host, or set userns = \"host\" under [run] in the configuration.",
+                hint='Run with --userns=host, or set userns = "host" under [run] in the configuration.',
             ) from error
         except BaseException:
             self.close()
@@ -123,9 +123,14 @@ class Box:
         if self.userns < 0:
             return uid, gid
         mapped = translate(_maps(linux["uidMappings"]), uid), translate(_maps(linux["gidMappings"]), gid)
-        return (self.owner[0] if mapped[0] is None else mapped[0], self.owner[1] if mapped[1] is None else mapped[1])
+        return (
+            self.owner[0] if mapped[0] is None else mapped[0],
+            self.owner[1] if mapped[1] is None else mapped[1],
+        )
 
-    def start(self, rootfs: int, stdio: Sequence[int] = (), terminal_size: tuple[int, int] | None = None) -> int:
+    def start(
+        self, rootfs: int, stdio: Sequence[int] = (), terminal_size: tuple[int, int] | None = None
+    ) -> int:
         """Fill the namespaces by the spec and execute its process; returns once execve has succeeded.
 
         rootfs  a detached mount; stays the caller's
@@ -148,7 +153,9 @@ class Box:
                 }
             )
             if len(payload) > _MAX_MESSAGE or len(fds) > _MAX_FDS:
-                raise ContainerError(f"the container has too many mounts or too large an environment ({len(fds)})")
+                raise ContainerError(
+                    f"the container has too many mounts or too large an environment ({len(fds)})"
+                )
             header = len(payload).to_bytes(4, "little") + len(fds).to_bytes(4, "little")
             try:
                 self.sock.sendmsg([header], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
@@ -218,7 +225,7 @@ def _why_no_namespaces() -> str:
     try:
         with open("/proc/sys/user/max_user_namespaces") as file:
             if int(file.read()) == 0:
-                return "User namespaces are off: sysctl user.max_user_namespaces=15000, or run with --userns=host."
+                return "User namespaces are off: sysctl user.max_user_namespaces=15000, or use --userns=host."
     except (OSError, ValueError):
         pass
     return "A seccomp filter or security module around this process may forbid it; try --userns=host."

@@ -187,7 +187,8 @@ def _execute(process: dict[str, Any]) -> NoReturn:
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
                 if os.path.exists(candidate):
                     raise _ExecError(
-                        "not found", f"{candidate}: the interpreter or loader that it names is not in the container"
+                        "not found",
+                        f"{candidate}: the interpreter or loader that it names is not in the container",
                     ) from None
                 continue
             denied = f"{candidate}: {error.strerror}"

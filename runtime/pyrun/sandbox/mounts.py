@@ -64,7 +64,9 @@ class Options:
             elif option in _PROPAGATION:
                 self.propagation = _PROPAGATION[option]
             elif option in ("shared", "rshared", "unbindable", "runbindable"):
-                raise Unsupported(f"mount propagation {option!r} is not supported", hint="Use rprivate or rslave.")
+                raise Unsupported(
+                    f"mount propagation {option!r} is not supported", hint="Use rprivate or rslave."
+                )
             else:
                 key, equals, value = option.partition("=")
                 self.data[key] = value if equals else None
@@ -104,8 +106,8 @@ def _bind(entry: dict[str, Any], options: Options, userns: int) -> int:
                 m.idmap(tree, userns, recursive=options.recursive)
             except OSError as error:
                 raise Unsupported(
-                    f"can't mount {source} into the container's user namespace: its file system, or one mounted "
-                    f"below it, has no idmapped mounts ({errno.errorcode.get(error.errno or 0, '?')})",
+                    f"can't mount {source} into the container's user namespace: its file system, or one "
+                    f"mounted below it, has no idmapped mounts ({errno.errorcode.get(error.errno or 0, '?')})",
                     hint="Mount a directory of another file system, or run with --userns=host.",
                 ) from error
         if options.set or options.clear:
@@ -129,7 +131,9 @@ def realise(root: int, spec: dict[str, Any], prepared: dict[int, int], *, nodes:
             # A symlink at /proc or /sys would put them where the masked paths are not (CVE-2019-19921).
             rootfs.attach(root, fd, destination, symlinks=kind not in ("proc", "sysfs"))
         except OSError as error:
-            raise ContainerError(f"can't attach the {kind} mount at {destination}: {error.strerror}") from error
+            raise ContainerError(
+                f"can't attach the {kind} mount at {destination}: {error.strerror}"
+            ) from error
         os.close(fd)
         if destination == "/dev" and index in prepared and not nodes:
             devices.bind_host_nodes(root)
@@ -153,5 +157,3 @@ def _new(kind: str, entry: dict[str, Any], options: Options) -> int:
 def _cgroup(options: Options) -> int:
     """The cgroup2 hierarchy as the container's cgroup namespace shows it."""
     return m.new_mount("cgroup2", attributes=options.set, source="cgroup")
-
-

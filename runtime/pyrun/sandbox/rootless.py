@@ -63,7 +63,7 @@ def enter() -> None:
     uids, gids = subordinate("/etc/subuid", user, uid), subordinate("/etc/subgid", user, uid)
     if not uids or not gids:
         raise Unsupported(
-            f"user {user} has no subordinate ids in /etc/subuid and /etc/subgid, which rootless containers need",
+            f"user {user} has no subordinate ids in /etc/subuid and /etc/subgid; rootless containers need them",
             hint=f"As root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}\n"
             "(any range that nobody else has)",
         )
@@ -98,7 +98,8 @@ def enter() -> None:
     if os.waitstatus_to_exitcode(status) != 0:
         raise Unsupported(
             "newuidmap or newgidmap refused to map the subordinate ids (its message is above)",
-            hint=_remedy() or "Both must be setuid root or carry file capabilities; /etc/subuid must list the user.",
+            hint=_remedy()
+            or "Both must be setuid root or carry file capabilities; /etc/subuid must list the user.",
         )
     try:
         os.setresgid(0, 0, 0)

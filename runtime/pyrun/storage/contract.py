@@ -117,7 +117,12 @@ class Verdict:
     __slots__ = ("caps", "fix", "found", "ok", "why")
 
     def __init__(
-        self, ok: bool, why: str, fix: str = "", caps: Caps | None = None, found: Mapping[str, Any] | None = None
+        self,
+        ok: bool,
+        why: str,
+        fix: str = "",
+        caps: Caps | None = None,
+        found: Mapping[str, Any] | None = None,
     ) -> None:
         self.ok = ok
         self.why = why
@@ -233,7 +238,9 @@ def typed_options(driver: type[Driver], given: Mapping[str, Any]) -> dict[str, A
     for key, value in given.items():
         if key not in driver.Options:
             valid = ", ".join(sorted(driver.Options)) or "none"
-            raise UsageError(f"storage driver {driver.name} has no option {key!r}", hint=f"Its options: {valid}.")
+            raise UsageError(
+                f"storage driver {driver.name} has no option {key!r}", hint=f"Its options: {valid}."
+            )
         default = driver.Options[key]
         if isinstance(default, bool):
             if isinstance(value, str) and value.lower() in ("true", "1", "yes", "on"):
@@ -249,5 +256,3 @@ def typed_options(driver: type[Driver], given: Mapping[str, Any]) -> dict[str, A
             )
         options[key] = value
     return options
-
-

@@ -106,7 +106,9 @@ class LayerStore:
             try:
                 self.driver.ingest(blob, stage.path, parent if self.chained else None)
                 if not blob.verified and not self.driver.verdict.caps.lazy:
-                    raise LayerError(f"driver {self.driver.name} did not read layer {id} to its end; not kept")
+                    raise LayerError(
+                        f"driver {self.driver.name} did not read layer {id} to its end; not kept"
+                    )
                 meta = {"diff_id": blob.diff_id, "unpacked": getattr(blob, "unpacked", 0)}
                 records.write(f"{stage.path}/meta.json", meta, durable=False)
                 with open(f"{self._unsynced}/{name}", "w") as marker:

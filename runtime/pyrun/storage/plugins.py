@@ -38,7 +38,12 @@ class Found:
     __slots__ = ("broken", "distribution", "driver", "entry", "name")
 
     def __init__(
-        self, name: str, driver: type[Driver] | None, entry: str = "", distribution: str = "", broken: str = ""
+        self,
+        name: str,
+        driver: type[Driver] | None,
+        entry: str = "",
+        distribution: str = "",
+        broken: str = "",
     ) -> None:
         self.name = name
         self.driver = driver

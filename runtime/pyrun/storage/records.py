@@ -23,7 +23,9 @@ def read(path: str) -> Any:
     try:
         return json.loads(content)
     except ValueError as error:
-        raise ConfigError(f"the record {path} is damaged: {error}", hint="Remove it, and what it stood for.") from None
+        raise ConfigError(
+            f"the record {path} is damaged: {error}", hint="Remove it, and what it stood for."
+        ) from None
 
 
 def write(path: str, record: Any, *, durable: bool = True) -> None:

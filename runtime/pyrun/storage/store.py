@@ -9,6 +9,7 @@ verdicts of probes with the key that makes them valid.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -35,7 +36,7 @@ _DIRECTORIES = ("staging", "locks", "layers", "containers", "names", "images", "
 
 
 def installation_key() -> str:
-    """Changes whenever a package is installed or removed: the times of the directories Python imports from."""
+    """Changes when a package is installed or removed: the times of the directories Python imports from."""
     times = []
     for path in sys.path:
         # The first entry is the script's own directory, or the current one: not where packages are.
@@ -55,7 +56,13 @@ class Store:
     """
 
     def __init__(
-        self, root: str, env: Env, driver: Driver, staging: Staging, plugins: Plugins | None, warnings: list[str]
+        self,
+        root: str,
+        env: Env,
+        driver: Driver,
+        staging: Staging,
+        plugins: Plugins | None,
+        warnings: list[str],
     ) -> None:
         self.root = root
         self.env = env
@@ -101,12 +108,16 @@ def make_directories(root: str) -> None:
                 os.makedirs(f"{root}/{name}", mode=0o700, exist_ok=True)
     except OSError as error:
         raise _cannot_use(root, error) from error
+    if os.statvfs(root).f_flag & os.ST_RDONLY:
+        raise _cannot_use(root, OSError(errno.EROFS, os.strerror(errno.EROFS)))
     if not os.access(f"{root}/staging", os.W_OK | os.X_OK):
-        raise _cannot_use(root, PermissionError(13, "Permission denied"))
+        raise _cannot_use(root, OSError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 def _cannot_use(root: str, error: OSError) -> StorageError:
-    return StorageError(f"can't use {root} as the store: {error.strerror}", hint="Choose another with --root DIR.")
+    return StorageError(
+        f"can't use {root} as the store: {error.strerror}", hint="Choose another with --root DIR."
+    )
 
 
 def _plugins() -> Plugins:
@@ -151,7 +162,7 @@ def _read(root: str, env: Env) -> dict[str, Any]:
     if record["userns"] != env.userns and record["driver"]:
         made, now = ("an ordinary user", "root") if record["userns"] else ("root", "an ordinary user")
         raise ConfigError(
-            f"the store {root} was made by {made} and can't be used as {now}: its layers are stored differently",
+            f"the store {root} was made by {made} and can't be used as {now}: its layers are kept differently",
             hint="Use another store with --root DIR.",
         )
     return record
@@ -230,7 +241,9 @@ def _select(
         verdict = driver.probe(env, given)
     if not verdict.ok:
         source = "" if name else ", with which this store was made,"
-        raise StorageError(f"the storage driver {wanted}{source} can't be used: {verdict.why}", hint=verdict.fix)
+        raise StorageError(
+            f"the storage driver {wanted}{source} can't be used: {verdict.why}", hint=verdict.fix
+        )
     with Lock(f"{env.root}/locks/storage"):
         record = _read(env.root, env)
         record["driver"] = record["driver"] or wanted
@@ -295,7 +308,9 @@ def doctor(env: Env, name: str, options: Mapping[str, Mapping[str, Any]]) -> lis
         try:
             verdict = found.driver.probe(env, given)
         except Exception as error:  # the contract forbids it; a stranger's driver may all the same
-            reports.append(DriverReport(found.name, "broken", f"its probe raised {error!r}", "", found.distribution))
+            reports.append(
+                DriverReport(found.name, "broken", f"its probe raised {error!r}", "", found.distribution)
+            )
             continue
         state = "usable" if verdict.ok else "no"
         if verdict.ok and found.name == (name or record["driver"]):
