@@ -50,6 +50,8 @@ class OverlayDriver(Driver):
             if plain:
                 reasons.append(f"route {route}: {plain}")
                 continue
+            for number in range(2):
+                _empty(env, number)
             idmapped = "not needed" if env.userns else _idmap_trial(env, options, route)
             caps = Caps(
                 idmap=idmapped in ("", "not needed"), rename_dir=False, hardlinks=False, max_layers=500
@@ -103,10 +105,10 @@ class OverlayDriver(Driver):
         if rw is None:
             # Overlayfs wants two lower layers where there is no upper; and a single layer mounted as it is
             # would show its whiteouts as devices.
-            lowers += [self._empty(number) for number in range(2 - len(lowers))]
+            lowers += [_empty(self.env, number) for number in range(2 - len(lowers))]
         if rw is not None:
             upper, work = self._below(f"{rw}/upper"), self._below(f"{rw}/work")
-            lowers = lowers or [self._empty()]
+            lowers = lowers or [_empty(self.env)]
             if self.options["volatile"]:
                 options["volatile"] = None
                 # The kernel leaves this marker behind even after a clean end, and refuses to mount over it.
@@ -114,14 +116,15 @@ class OverlayDriver(Driver):
         stack = overlay.Stack(self.env.root, lowers, upper, work, options)
         return overlay.mount_overlay(stack, self.verdict.found["route"], idmap)
 
-    def _empty(self, number: int = 0) -> str:
-        """A directory in which there is never anything; ``number``, as one can't be stacked on itself."""
-        path = f"{self.env.root}/layers/{self.name}/.empty{number}"
-        os.makedirs(path, mode=0o755, exist_ok=True)
-        return self._below(path)
-
     def _below(self, path: str) -> str:
         return path.removeprefix(self.env.root + "/")
+
+
+def _empty(env: Env, number: int = 0) -> str:
+    """A directory in which there is never anything; ``number``, as one can't be stacked on itself."""
+    below = f"layers/overlay/.empty{number}"
+    os.makedirs(f"{env.root}/{below}", mode=0o755, exist_ok=True)
+    return below
 
 
 def _flavour(env: Env) -> dict[str, str | None]:

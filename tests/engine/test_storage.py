@@ -76,8 +76,8 @@ def test_the_overlay_driver_is_found_by_its_entry_point() -> None:
         ("import no_such_module", "ModuleNotFoundError"),
         ("raise SystemExit('no')", "SystemExit"),
         (
-            "from pyrun.storage.hookspecs import hookimpl as h\n@h\ndef pyrun_storage_drivers(): raise ValueError('oo')",
-            "ValueError: oo",
+            "from pyrun.storage.hookspecs import hookimpl as h\n@h\ndef pyrun_storage_drivers(): raise ValueError('o')",
+            "ValueError: o",
         ),
         (
             "from pyrun.storage.hookspecs import hookimpl\n@hookimpl\ndef pyrun_storage_drivers(): return [int]",
