@@ -19,6 +19,17 @@ from support.pyrun import Pyrun, mounts_below, processes, terminal, wait_for
 ACCOUNT = "pyruntest"
 FIRST = 1_400_000_000  # a range that no distribution gives out by itself
 
+# /dev/fuse and /dev/net/tun as every user may open them on an ordinary host, in a mount namespace of the command's
+# own: on this one they may be 0600, and nothing of the machine is changed.
+_WITH_NODES = """
+    mount -t tmpfs -o mode=755 tmpfs "$1" || exit 99
+    mknod -m 666 "$1/fuse" c 10 229 && mknod -m 666 "$1/tun" c 10 200 || exit 99
+    if test -e /dev/fuse; then mount --bind "$1/fuse" /dev/fuse || exit 99; fi
+    if test -e /dev/net/tun; then mount --bind "$1/tun" /dev/net/tun || exit 99; fi
+    shift
+    exec "$@"
+"""
+
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make an account for the test")
 
 
@@ -92,7 +103,10 @@ def user(account: str, installation: Path, mirror: Path) -> Iterator[Pyrun]:
     conf = home / "registries.conf"
     conf.write_bytes(mirror.read_bytes())
     os.chmod(conf, 0o644)
-    prefix = [
+    nodes = home / "nodes"
+    nodes.mkdir()
+    prefix = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", _WITH_NODES, "sh", str(nodes)]
+    prefix += [
         "setpriv",
         f"--reuid={entry.pw_uid}",
         f"--regid={entry.pw_gid}",
@@ -116,6 +130,14 @@ def user(account: str, installation: Path, mirror: Path) -> Iterator[Pyrun]:
         assert pyrun.records() == []
         assert mounts_below(pyrun.root) == []
         assert processes(str(pyrun.root)) == []
+
+
+def test_the_accounts_commands_may_open_the_nodes_and_the_machines_own_are_untouched(user: Pyrun) -> None:
+    before = {path: os.stat(path).st_mode for path in ("/dev/fuse", "/dev/net/tun") if os.path.exists(path)}
+    for path in before:
+        done = subprocess.run([*user.prefix, "test", "-w", path], env=user.env)
+        assert done.returncode == 0
+    assert {path: os.stat(path).st_mode for path in before} == before
 
 
 def test_a_container_runs_and_its_root_is_the_user(user: Pyrun, account: str) -> None:
