@@ -156,20 +156,20 @@ class Engine:
         pull      "missing", "always" or "never"
         platform  "os/arch[/variant]"; the host's where None
         """
-        from .containers import run
+        from .containers import create, run
         from .storage.locks import SharedLock
 
         if pull not in ("missing", "always", "never"):
             raise UsageError(f"--pull {pull}: unknown policy", hint="One of missing, always, never.")
         _keep_standard_fds()
-        run.check(options, self.config.userns)
+        create.check(options, self.config.userns)
         store = self._open()
         containers = self._containers()
         self._make_state()
         found = self._local_or_pulled(image, pull, platform, progress)
         with SharedLock(f"{self.root}/locks/store"):
             layers = self._layers(store, found)
-            made = run.create(
+            made = create.create(
                 store,
                 containers,
                 {"given": image, "id": found.id, "config": found.config},

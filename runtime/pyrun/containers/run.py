@@ -1,323 +1,31 @@
-"""`run` in the foreground: from an image record to an exit code. On the path of `run`.
+"""`run` in the foreground: from a container on disk to an exit code. On the path of `run`.
 
-At every instruction a SIGKILL may strike. Until the rename in `Containers.commit` there is only a staging
-directory that belongs to nobody alive; from then on a record, which says what must be ended or removed.
+At every instruction a SIGKILL may strike. The record tells whoever comes next what must be ended or removed.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import time
 
-from ..errors import Conflict, ContainerError, PyrunError, Unsupported, UsageError
+from ..errors import ContainerError, PyrunError
 from ..kernel.userns import read_map
 from ..sandbox import console, idrange
 from ..sandbox.box import Box
+from ..storage import records
+from ..storage.contract import Layer
 from ..storage.events import StorageEvent
 from . import spec as specs
-from . import users, volumes
-from .store import KILLED, Containers, new_id, new_state, remove_container_tree, start_time
+from . import users
+from .store import KILLED, Containers, new_state, start_time
 from .supervise import Pipes, supervise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Any
 
-    from ..storage.contract import Layer
-    from ..storage.locks import Stage
-    from ..storage.store import Store
+    from .create import Made
     from .options import ContainerOptions
-    from .store import Name
-    from .volumes import Volume
-
-_HOSTS = """\
-127.0.0.1\tlocalhost
-::1\tlocalhost ip6-localhost ip6-loopback
-fe00::0\tip6-localnet
-ff00::0\tip6-mcastprefix
-ff02::1\tip6-allnodes
-ff02::2\tip6-allrouters
-"""
-
-
-class Made:
-    """A container that exists on disk, locked by this process and not started yet."""
-
-    __slots__ = ("config", "directory", "id", "spec", "stage", "store", "userns")
-
-    def __init__(
-        self, store: Store, stage: Stage, config: dict[str, Any], spec: dict[str, Any], userns: bool
-    ) -> None:
-        self.store = store
-        self.stage = stage
-        self.config = config
-        self.id: str = config["id"]
-        self.spec = spec
-        self.userns = userns
-        self.directory = ""
-
-
-def _network(options: ContainerOptions) -> str:
-    network = options.network or "none"
-    if network not in ("none", "host"):
-        raise Unsupported(
-            f"--network {network} is not supported", hint="Supported: none (the default), host."
-        )
-    return network
-
-
-def wants_userns(options: ContainerOptions, default: str) -> bool:
-    """Whether the container gets a user namespace of its own: --userns, else the configuration's default."""
-    mode = options.userns or default or "auto"
-    if mode not in ("auto", "host"):
-        raise UsageError(f"--userns {mode} is not supported", hint="Supported: auto (the default), host.")
-    return mode == "auto"
-
-
-def check_hostname(name: str) -> str:
-    """``name`` if hostname(7) allows it."""
-    labels = name.split(".")
-    if len(name) <= 64 and all(
-        label
-        and label.replace("-", "a").isascii()
-        and label.replace("-", "a").isalnum()
-        and label.strip("-") == label
-        for label in labels
-    ):
-        return name
-    raise UsageError(
-        f"invalid host name {name!r}", hint="Letters, digits and '-' between dots, at most 64 in all."
-    )
-
-
-def check(options: ContainerOptions, userns_default: str) -> None:
-    """Refuse what makes no sense whatever the image is, before anything is pulled. Raises `UsageError` or
-    `Unsupported`."""
-    from . import names
-
-    _network(options)
-    wants_userns(options, userns_default)
-    if options.name is not None:
-        names.check(options.name)
-    if options.hostname:
-        check_hostname(options.hostname)
-    specs.environment({}, options, "")
-    volumes.collect({}, options)
-    for text in options.tmpfs:
-        specs.tmpfs_mount(text)
-
-
-def create(
-    store: Store,
-    containers: Containers,
-    image: dict[str, Any],
-    layers: Sequence[Layer],
-    arguments: Sequence[str],
-    options: ContainerOptions,
-    *,
-    userns_default: str,
-) -> Made:
-    """Make the container on disk. ``image`` has reference, id and config.
-
-    Raises before anything is written where the options make no sense; afterwards whatever fails leaves
-    nothing behind.
-    """
-    id = new_id()
-    config = image["config"]
-    network = _network(options)
-    userns = wants_userns(options, userns_default)
-    if userns and not store.env.userns and not store.driver.verdict.caps.idmap:
-        raise Unsupported(
-            f"the storage driver {store.driver.name} can't show its layers through a user namespace here "
-            f"({store.driver.verdict.why})",
-            hint='Run with --userns=host, or set userns = "host" under [run] in the configuration.',
-        )
-    if options.hostname:
-        hostname = check_hostname(options.hostname)
-    else:
-        hostname = socket.gethostname() if network == "host" else id[:12]
-    argv = specs.command(config, arguments, options)
-    env = specs.environment(config, options, hostname)
-    cwd = options.workdir or config.get("WorkingDir") or "/"
-    if not cwd.startswith("/") or "\0" in cwd:
-        raise UsageError(
-            f"the working directory {cwd!r} is not an absolute path", hint="For example -w /data."
-        )
-    user = config.get("User") or "" if options.user is None else options.user
-    found = volumes.collect(config, options)
-    tmpfs = [specs.tmpfs_mount(text) for text in options.tmpfs]
-
-    stage = store.staging.new(store.driver.name)
-    try:
-        name = _claim_name(containers, options.name, id, stage)
-    except BaseException:
-        store.remove(stage.path, store.driver.name)
-        stage.close()
-        raise
-    try:
-        began = time.monotonic()
-        os.mkdir(f"{stage.path}/rw", 0o700)
-        store.driver.prepare(layers, f"{stage.path}/rw")
-        store.emit(StorageEvent("prepared", store.driver.name, id, time.monotonic() - began))
-        _seed_volumes(store, layers, found, stage.path)
-        _write_etc(stage.path, hostname, network, found)
-        directory = f"{containers.directory}/{id}"
-        idmap = userns and not store.env.userns
-        spec = specs.build(
-            argv=argv,
-            env=env,
-            cwd=cwd,
-            hostname=hostname,
-            network=network,
-            tty=options.tty,
-            readonly=options.read_only,
-            mounts=_mounts(found, tmpfs, directory, idmap=idmap),
-            userns=userns,
-            rootless=store.env.userns,
-        )
-        record = {
-            "id": id,
-            "name": os.path.basename(name.path),
-            "created": time.time(),
-            "image": image["given"],
-            "image_id": image["id"],
-            "driver": store.driver.name,
-            "layers": [layer.id for layer in layers],
-            "command": argv,
-            "options": {
-                "tty": options.tty,
-                "interactive": options.interactive,
-                "rm": options.rm,
-                "network": network,
-                "userns": "auto" if userns else "host",
-                "user": user,
-                "workdir": cwd,
-                "env": env,
-                "hostname": hostname,
-                "read_only": options.read_only,
-                "mounts": [
-                    {"source": v.source, "destination": v.destination, "readonly": v.readonly} for v in found
-                ],
-                "tmpfs": options.tmpfs,
-                "exposed_ports": sorted(config.get("ExposedPorts") or {}),
-            },
-        }
-        made = Made(store, stage, record, spec, userns)
-        made.directory = containers.commit(stage, record, durable=not options.rm)
-        name.keep()
-        return made
-    except BaseException as error:
-        try:
-            remove_container_tree(stage.path, store.driver.name, store.remove)
-        except (OSError, PyrunError):
-            pass  # the next command sweeps it; what failed first is what the user must read
-        stage.close()
-        if isinstance(error, OSError):
-            raise ContainerError(f"can't make the container in {store.root}: {error.strerror}") from error
-        raise
-    finally:
-        name.close()
-
-
-def _claim_name(containers: Containers, wanted: str | None, id: str, stage: Stage) -> Name:
-    """Claim the wanted name, or a random one. What is claimed stands in the stage first, so that whoever
-    clears up after a dead process can give it back."""
-    from ..storage import records
-    from . import names
-
-    def claim(name: str) -> Name | None:
-        records.write(f"{stage.path}/claim.json", {"name": name, "id": id}, durable=False)
-        return containers.claim_name(name, id)
-
-    if wanted is not None:
-        claimed = claim(names.check(wanted))
-        if claimed is None:
-            raise Conflict(
-                f"the container name {wanted!r} is in use",
-                hint=f"Remove that container (pyrun rm {wanted}), or choose another name.",
-            )
-        return claimed
-    for attempt in range(64):
-        name = names.generate()
-        claimed = claim(name if attempt < 16 else f"{name}{attempt}")
-        if claimed is not None:
-            return claimed
-    raise ContainerError("can't find a free random name", hint="Give one with --name.")
-
-
-def _identity_maps() -> tuple[list[dict[str, int]], list[dict[str, int]]]:
-    """Maps for a namespace below the engine's own in which every id keeps its number.
-
-    Extent by extent: the kernel refuses one that spans two of the parent's (map_id_range_down).
-    """
-
-    def identity(path: str) -> list[dict[str, int]]:
-        return [{"containerID": m.inside, "hostID": m.inside, "size": m.count} for m in read_map(path)]
-
-    return identity("/proc/self/uid_map"), identity("/proc/self/gid_map")
-
-
-def _seed_volumes(store: Store, layers: Sequence[Layer], found: list[Volume], directory: str) -> None:
-    anonymous = [volume for volume in found if not volume.source]
-    if not anonymous:
-        return
-    os.mkdir(f"{directory}/volumes", 0o700)
-    mount = store.driver.mount(layers, None)
-    try:
-        view = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
-        try:
-            for number, volume in enumerate(anonymous):
-                os.mkdir(f"{directory}/volumes/{number}", 0o755)
-                volumes.seed(view, volume.destination, f"{directory}/volumes/{number}")
-        finally:
-            os.close(view)
-    finally:
-        os.close(mount)
-
-
-def _write_etc(directory: str, hostname: str, network: str, found: list[Volume]) -> None:
-    """hosts, hostname and resolv.conf of the container, which the engine writes and not the image."""
-    os.mkdir(f"{directory}/etc", 0o755)
-    hosts = _HOSTS
-    if network == "host":
-        hosts = _host_file("/etc/hosts") or hosts
-    content = {"hosts": hosts, "hostname": f"{hostname}\n", "resolv.conf": _host_file("/etc/resolv.conf")}
-    for name, text in content.items():
-        with open(f"{directory}/etc/{name}", "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
-        os.chmod(f"{directory}/etc/{name}", 0o644)
-
-
-def _host_file(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read(1 << 20)
-    except OSError:
-        return ""
-
-
-def _mounts(
-    found: list[Volume], tmpfs: list[dict[str, Any]], directory: str, *, idmap: bool
-) -> list[dict[str, Any]]:
-    """The mounts beside the system's own: parents before children, the caller's in place of the engine's."""
-    mounts = {
-        f"/etc/{name}": specs.bind_mount(f"{directory}/etc/{name}", f"/etc/{name}", idmap=idmap)
-        for name in ("hosts", "hostname", "resolv.conf")
-    }
-    number = 0
-    for volume in found:
-        source = volume.source
-        if not source:
-            source = f"{directory}/volumes/{number}"
-            number += 1
-        mounts[volume.destination] = specs.bind_mount(
-            source, volume.destination, readonly=volume.readonly, idmap=idmap
-        )
-    for entry in tmpfs:
-        mounts[entry["destination"]] = entry
-    return sorted(mounts.values(), key=lambda entry: entry["destination"].count("/"))
 
 
 def start(made: Made, containers: Containers, options: ContainerOptions, state_directory: str) -> int:
@@ -364,7 +72,7 @@ def _run(made: Made, containers: Containers, options: ContainerOptions, state: d
             containers.set_state(made.id, state, durable=False)
             idmap = box.userns if made.userns and not made.store.env.userns else None
             began = time.monotonic()
-            layers = [_layer(made, id) for id in made.config["layers"]]
+            layers = [Layer(id, made.store.layers.path(id)) for id in made.config["layers"]]
             rootfs = driver.mount(layers, f"{made.directory}/rw", idmap)
             made.store.emit(StorageEvent("mounted", driver.name, made.id, time.monotonic() - began))
             view = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=rootfs)
@@ -372,7 +80,7 @@ def _run(made: Made, containers: Containers, options: ContainerOptions, state: d
                 specs.set_user(made.spec, users.resolve(view, made.config["options"]["user"]))
             finally:
                 os.close(view)
-            _write_spec(made)
+            records.write(f"{made.directory}/spec.json", made.spec, durable=False)
             size = None
             if options.tty:
                 size = console.get_size(0) or console.get_size(1)
@@ -395,18 +103,6 @@ def _run(made: Made, containers: Containers, options: ContainerOptions, state: d
                     os.close(fd)
 
 
-def _layer(made: Made, id: str) -> Layer:
-    from ..storage.contract import Layer
-
-    return Layer(id, made.store.layers.path(id))
-
-
-def _write_spec(made: Made) -> None:
-    from ..storage import records
-
-    records.write(f"{made.directory}/spec.json", made.spec, durable=False)
-
-
 def _finish(made: Made, containers: Containers, state: dict[str, Any]) -> None:
     """Put the end on record, or remove the container of --rm; then let go of it."""
     options = made.config["options"]
@@ -423,3 +119,15 @@ def _finish(made: Made, containers: Containers, state: dict[str, Any]) -> None:
             containers.unmark(made.id)
     finally:
         made.stage.close()
+
+
+def _identity_maps() -> tuple[list[dict[str, int]], list[dict[str, int]]]:
+    """Maps for a namespace below the engine's own in which every id keeps its number.
+
+    Extent by extent: the kernel refuses one that spans two of the parent's (map_id_range_down).
+    """
+
+    def identity(path: str) -> list[dict[str, int]]:
+        return [{"containerID": m.inside, "hostID": m.inside, "size": m.count} for m in read_map(path)]
+
+    return identity("/proc/self/uid_map"), identity("/proc/self/gid_map")
