@@ -77,4 +77,5 @@ def test_redis_benchmark_runs_against_it(redis: tuple[subprocess.Popen[str], int
 def test_a_program_in_place_of_the_images_own(pyrun: Pyrun) -> None:
     out = pyrun.ok("run", "--rm", "redis", "redis-cli", "--version")
     assert out.startswith("redis-cli 7")
+    assert pyrun.ok("run", "--rm", "redis", "redis-server", "--version").startswith("Redis server v=")
     assert pyrun.ok("run", "--rm", "redis", "sh", "-c", "id -u; pwd").split() == ["0", "/data"]

@@ -171,7 +171,7 @@ def test_an_image_whose_proc_is_a_symlink_does_not_redirect_the_mounts(
     fresh: Pyrun, registry: Registry
 ) -> None:
     """CVE-2019-19921, CVE-2023-27561."""
-    busybox = Path("/bin/busybox").read_bytes()
+    busybox = _busybox(fresh)
     layer = _with_modes(
         {"bin": None, "bin/sh": busybox, "proc": "/elsewhere", "elsewhere": None}, {"bin/sh": 0o755}
     )
@@ -188,7 +188,7 @@ def test_mount_targets_behind_symlinks_stay_inside_the_root(
     """CVE-2021-30465, CVE-2024-45310."""
     outside = tmp_path / "outside"
     outside.mkdir()
-    busybox = Path("/bin/busybox").read_bytes()
+    busybox = _busybox(fresh)
     entries = {
         "bin": None,
         "bin/sh": busybox,
@@ -218,7 +218,9 @@ def test_a_fifo_as_passwd_does_not_stop_the_engine(fresh: Pyrun, registry: Regis
             info = tarfile.TarInfo(name)
             info.type, info.mode = tarfile.DIRTYPE, 0o755
             archive.addfile(info)
-        archive.add("/bin/busybox", "bin/sh")
+        shell = tarfile.TarInfo("bin/sh")
+        shell.mode, shell.size = 0o755, len(_busybox(fresh))
+        archive.addfile(shell, io.BytesIO(_busybox(fresh)))
         fifo = tarfile.TarInfo("etc/passwd")
         fifo.type = tarfile.FIFOTYPE
         archive.addfile(fifo)
@@ -241,6 +243,12 @@ def test_an_entrypoint_that_is_the_engines_interpreter_cannot_write_to_it(
     done = fresh("run", "--rm", "traps/exe")
     assert done.returncode != 0
     assert (os.stat(interpreter).st_mtime_ns, os.stat(interpreter).st_size) == before
+
+
+def _busybox(pyrun: Pyrun) -> bytes:
+    """The static busybox of the image."""
+    found: Path = next(pyrun.root.glob("layers/overlay/*/fs/bin/busybox"))
+    return found.read_bytes()
 
 
 def _with_modes(entries: dict[str, bytes | str | None], modes: dict[str, int]) -> bytes:

@@ -37,7 +37,7 @@ if [ "${1-}" = redis-server ]; then
     fi
     shift
     case "${1-}" in
-        *.conf) set -- redis-server "$@" ;;
+        *.conf | -v | --version | -h | --help | --test-memory | --check-system) set -- redis-server "$@" ;;
         *) set -- redis-server --protected-mode no "$@" ;;
     esac
 fi
