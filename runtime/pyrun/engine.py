@@ -162,8 +162,8 @@ class Engine:
         if pull not in ("missing", "always", "never"):
             raise UsageError(f"--pull {pull}: unknown policy", hint="One of missing, always, never.")
         _keep_standard_fds()
-        create.check(options, self.config.userns)
         store = self._open()
+        create.check(store, options, self.config.userns)
         containers = self._containers()
         self._make_state()
         found = self._local_or_pulled(image, pull, platform, progress)

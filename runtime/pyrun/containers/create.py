@@ -74,27 +74,29 @@ def wants_userns(options: ContainerOptions, default: str) -> bool:
 
 def check_hostname(name: str) -> str:
     """``name`` if hostname(7) allows it."""
-    labels = name.split(".")
-    if len(name) <= 64 and all(
-        label
-        and label.replace("-", "a").isascii()
-        and label.replace("-", "a").isalnum()
-        and label.strip("-") == label
-        for label in labels
-    ):
+
+    def is_label(text: str) -> bool:
+        return text.isascii() and text.replace("-", "").isalnum() and text.strip("-") == text
+
+    if len(name) <= 64 and all(map(is_label, name.split("."))):
         return name
     raise UsageError(
         f"invalid host name {name!r}", hint="Letters, digits and '-' between dots, at most 64 in all."
     )
 
 
-def check(options: ContainerOptions, userns_default: str) -> None:
+def check(store: Store, options: ContainerOptions, userns_default: str) -> None:
     """Refuse what makes no sense whatever the image is, before anything is pulled. Raises `UsageError` or
     `Unsupported`."""
     from . import names
 
     _network(options)
-    wants_userns(options, userns_default)
+    if wants_userns(options, userns_default) and not store.env.userns and not store.driver.verdict.caps.idmap:
+        raise Unsupported(
+            f"the storage driver {store.driver.name} can't show its layers through a user namespace here "
+            f"({store.driver.verdict.why})",
+            hint='Run with --userns=host, or set userns = "host" under [run] in the configuration.',
+        )
     if options.name is not None:
         names.check(options.name)
     if options.hostname:
@@ -117,19 +119,13 @@ def create(
 ) -> Made:
     """Make the container on disk. ``image`` has reference, id and config.
 
-    Raises before anything is written where the options make no sense; afterwards whatever fails leaves
-    nothing behind.
+    `check` has passed. Raises before anything is written where the options and the image make no sense
+    together; afterwards whatever fails leaves nothing behind.
     """
     id = new_id()
     config = image["config"]
     network = _network(options)
     userns = wants_userns(options, userns_default)
-    if userns and not store.env.userns and not store.driver.verdict.caps.idmap:
-        raise Unsupported(
-            f"the storage driver {store.driver.name} can't show its layers through a user namespace here "
-            f"({store.driver.verdict.why})",
-            hint='Run with --userns=host, or set userns = "host" under [run] in the configuration.',
-        )
     if options.hostname:
         hostname = check_hostname(options.hostname)
     else:
