@@ -31,6 +31,18 @@ os.write(3, json.dumps(sorted(sys.modules)).encode())
 """
 
 
+# What an ordinary line of a hot command does without (`pyrun.cli.lean`).
+COMMAND_LINE = {"click", "typer", "argparse", "shutil", "inspect", "gettext"}
+# What `run` of a local image does without, in the engine and in the container's first process before it
+# executes the program. (Without a configuration file, that is: it is TOML.)
+UNUSED = {
+    *HEAVY - {"prctl"},
+    *COMMAND_LINE,
+    *("dataclasses", "pathlib", "typing", "subprocess", "logging", "tomllib", "pluggy", "hashlib"),
+    *("threading", "tempfile", "datetime", "traceback"),
+}
+
+
 def modules(*args):
     """Every module imported by ``pyrun ARGS``, and whether it printed something."""
     script = [sys.executable, "-c", PROBE, json.dumps(args)]
@@ -75,9 +87,9 @@ def test_the_help_of_a_command_imports_that_command_only(name):
 
 
 def test_listing_commands_import_nothing_heavy(tmp_path):
-    for args in (["images"], ["ps", "-a"], ["version"]):
+    for args in (["images"], ["container", "ls", "-a"], ["version"]):
         loaded = modules("--root", str(tmp_path / "root"), "--state", str(tmp_path / "state"), *args)
-        assert commands(loaded) == {f"pyrun.cli.{args[0]}"}
+        assert commands(loaded) == {"pyrun.cli.ps" if "ls" in args else f"pyrun.cli.{args[0]}"}
         assert not loaded & HEAVY
         assert "pyrun.cli.template" not in loaded
 
@@ -95,3 +107,34 @@ def test_run_without_a_pull_imports_no_registry_client_and_no_display(tmp_path):
     assert not loaded & {"pyrun.cli.progress", "pyrun.images.client", "pyrun.images.pull"}
     # The drivers are entry points; the capability set is set through prctl.
     assert not loaded & (HEAVY - {"importlib.metadata", "prctl"})
+
+
+def imported(pyrun, *args):
+    """Every module that an import statement loaded, in the command and in what it forked."""
+    done = pyrun(*args, env={**pyrun.env, "PYTHONPROFILEIMPORTTIME": "1"})
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("|") for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return {fields[-1].strip() for fields in lines}
+
+
+def unwelcome(loaded, names):
+    return {
+        module for module in loaded if any(module == name or module.startswith(f"{name}.") for name in names)
+    }
+
+
+def test_run_of_a_local_image_imports_only_what_it_uses(pyrun):
+    run = ("run", "--rm", "--network", "none", "busybox", "true")
+    pyrun.ok(*run)  # the store then knows where its driver is
+    loaded = imported(pyrun, *run)
+    assert "pyrun.sandbox.init" in loaded
+    assert not unwelcome(loaded, UNUSED)
+    assert not commands(loaded)
+
+
+def test_ps_and_rm_import_no_command_line_parser(pyrun):
+    for args in (["ps", "-a"], ["rm", "-f", "nothing-of-that-name"]):
+        loaded = imported(pyrun, *args)
+        assert "pyrun.engine" in loaded
+        assert not unwelcome(loaded, COMMAND_LINE | HEAVY)
+        assert not commands(loaded)

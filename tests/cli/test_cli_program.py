@@ -13,6 +13,9 @@ from pyrun.cli.catalog import CATALOG, GroupEntry
 
 PYRUN = os.path.join(os.path.dirname(sys.executable), "pyrun")
 
+# The same listing, read by the lean parser and by typer.
+LISTINGS = (["ps"], ["container", "ls"])
+
 
 def pyrun(*args, **options):
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
@@ -131,21 +134,40 @@ def test_debug_shows_where_an_error_arose(tmp_path):
     assert done.stderr.index("Traceback") < done.stderr.index("pyrun: ")
 
 
-@pytest.mark.parametrize("args", [["--help"], ["version"], ["completion", "bash"], ["--version"]])
-def test_a_full_disk_is_told(args):
+@pytest.mark.parametrize("path", [["run"], ["container", "run"]], ids=" ".join)
+@pytest.mark.parametrize("debug", [[], ["--debug"]], ids=["", "debug"])
+def test_an_error_reads_the_same_whoever_parsed_the_command_line(path, debug, tmp_path):
+    # The lean parser reads `run`, typer `container run`.
+    store = ["--root", str(tmp_path / "r"), "--state", str(tmp_path / "s")]
+    for args, code, words in (
+        (["Not/A/Reference!"], 125, "'Not/A/Reference!' is not an image reference"),
+        (["--pull", "never", "nothing"], 125, "no such image: nothing"),
+        (["--storage-opt", "x", "nothing"], 125, "invalid storage option 'x'"),
+        (["-e", "A=\x1b", "-it", "nothing"], 1, "the input device is not a TTY"),
+    ):
+        done = pyrun(*debug, *store, *path, *args)
+        assert done.returncode == code
+        trace, _, said = done.stderr.rpartition("pyrun: ")
+        assert said.startswith(words)
+        assert said.endswith(f"Run 'pyrun {' '.join(path)} --help' for more information\n") is (code == 125)
+        assert trace.startswith("Traceback (most recent call last)") if debug else not trace
+
+
+@pytest.mark.parametrize("args", [["--help"], ["version"], ["completion", "bash"], ["--version"], *LISTINGS])
+def test_a_full_disk_is_told(args, tmp_path):
     with open("/dev/full", "w") as full:
-        done = pyrun(*args, stdout=full)
+        done = pyrun("--root", str(tmp_path / "r"), "--state", str(tmp_path / "s"), *args, stdout=full)
     assert done.returncode == 1
     assert done.stderr.startswith("pyrun: can't write the output: No space left on device\n")
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
 
 
-@pytest.mark.parametrize("args", [["--help"], ["version"], ["completion", "bash"]])
-def test_a_reader_that_went_away_ends_it_quietly(args):
+@pytest.mark.parametrize("args", [["--help"], ["version"], ["completion", "bash"], *LISTINGS])
+def test_a_reader_that_went_away_ends_it_quietly(args, tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
-    done = pyrun(*args, stdout=writer)
+    done = pyrun("--root", str(tmp_path / "r"), "--state", str(tmp_path / "s"), *args, stdout=writer)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
 
@@ -156,6 +178,45 @@ def test_a_closed_output_is_an_error_and_no_traceback():
     )
     assert done.returncode == 1
     assert done.stderr == "pyrun: can't write the output: standard output is closed\n"
+
+
+def test_a_closed_standard_error_does_not_stop_a_pull(fresh):
+    line = fresh.argv("run", "--rm", "--pull", "always", "busybox", "echo", "ran")
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *line], env=fresh.env, stdout=subprocess.PIPE, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, b"ran\n")
+
+
+LOOK = """
+import json, os, sys
+from pyrun.cli import main as program
+def invoke(args, session):
+    with open(__file__) as file:
+        fds = [os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 1, 2)]
+        os.write(9, json.dumps([file.fileno(), *fds]).encode())
+    return 7
+program.invoke = invoke
+program.main()
+"""
+
+
+@pytest.mark.parametrize("closed", [{0}, {1}, {2}, {0, 2}, {0, 1, 2}], ids=str)
+def test_no_file_opened_later_stands_in_for_a_closed_standard_stream(closed, tmp_path):
+    script = tmp_path / "look.py"
+    script.write_text(LOOK)
+    redirects = " ".join(f"{fd}>&-" for fd in sorted(closed))
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"exec '{sys.executable}' '{script}' 9>&1 {redirects}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    fd, *streams = json.loads(done.stdout)
+    assert fd > 2
+    assert {at for at, stream in enumerate(streams) if stream == os.devnull} == closed | {0}
+    assert (done.returncode, done.stderr) == (7, "")
 
 
 def test_a_closed_or_full_standard_error_changes_no_exit_code():

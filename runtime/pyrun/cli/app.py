@@ -56,8 +56,7 @@ def pyrun(
     ] = False,
 ) -> None:
     """Containers without a daemon, over storage drivers that are plugins"""
-    own = session(context)
-    own.root, own.state, own.config, own.debug = root, state, config, debug
+    session(context).set(root=root, state=state, config=config, debug=debug)
 
 
 def root() -> click.Group:

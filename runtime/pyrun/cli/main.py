@@ -26,6 +26,10 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE, as a program that doesn't catch it would end
 def main() -> None:
     """The console script. Never returns."""
     session = Session()
+    try:
+        _open_standard_fds()
+    except OSError as error:
+        sys.exit(report(PyrunError(f"can't open {os.devnull}: {error.strerror}"), session))
     code = invoke(sys.argv[1:], session)
     try:
         flush()
@@ -62,7 +66,30 @@ def invoke(args: list[str], session: Session) -> int:
         return report(PyrunError(f"internal error: {what}", hint=hint), session)
 
 
+def _open_standard_fds() -> None:
+    """Put /dev/null where the caller closed fd 0, 1 or 2: the next file opened would get that number, and
+    what is meant for a terminal would be written into it. open(2) gives the lowest number that is free."""
+    while True:
+        fd = os.open(os.devnull, os.O_RDWR)
+        if fd > 2:
+            os.close(fd)
+            return
+        os.set_inheritable(fd, True)
+
+
 def _run(args: list[str], session: Session) -> int:
+    """Call the body of the command: by the lean parser where that is certain of every word, else by typer."""
+    from .lean import read
+
+    line = read(args)
+    if line is None:
+        return _run_typer(args, session)
+    session.set(**line.globals)
+    session.command = f"pyrun {line.command}"
+    return line.body()(session, **line.parameters)
+
+
+def _run_typer(args: list[str], session: Session) -> int:
     import click
 
     from .app import root

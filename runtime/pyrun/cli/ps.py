@@ -7,55 +7,7 @@ from typing import Annotated
 import typer
 
 from . import options as shared
-from .escape import ellipsis, quoted
-from .names import short_id
-from .output import rows
 from .session import session
-from .units import ago, human_duration, local_time
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..containers.record import Container
-
-HEADERS = {
-    "ID": "CONTAINER ID",
-    "Image": "IMAGE",
-    "Command": "COMMAND",
-    "CreatedAt": "CREATED AT",
-    "RunningFor": "CREATED",
-    "Ports": "PORTS",
-    "State": "STATE",
-    "Status": "STATUS",
-    "Names": "NAMES",
-    "Networks": "NETWORKS",
-}
-COLUMNS = ("ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names")
-
-
-def status(container: Container, now: float) -> str:
-    """The STATUS cell."""
-    if container.status == "running":
-        return f"Up {human_duration(now - container.started)}"
-    if container.status == "exited":
-        return f"Exited ({container.exit_code}) {ago(container.finished, now)}"
-    return "Created"
-
-
-def record(container: Container, now: float, *, truncate: bool) -> dict[str, str]:
-    """The fields of one line; ``now`` in seconds since the epoch."""
-    command = " ".join(container.command)
-    return {
-        "ID": short_id(container.id) if truncate else container.id,
-        "Image": container.image,
-        "Command": quoted(ellipsis(command, 20) if truncate else command),
-        "CreatedAt": local_time(container.created),
-        "RunningFor": ago(container.created, now),
-        "Ports": ", ".join(container.options.get("exposed_ports", ())),
-        "State": container.status,
-        "Status": status(container, now),
-        "Names": container.name,
-        "Networks": container.options.get("network") or "none",
-    }
 
 
 def ps(
@@ -64,12 +16,8 @@ def ps(
     quiet: shared.Quiet = False,
     no_trunc: shared.NoTrunc = False,
     format: shared.Format = "",
-) -> None:
+) -> int:
     """List containers"""
-    import time
+    from .body import ps as body
 
-    found = session(context).engine().containers(all=all)
-    if quiet and format in ("", "table"):
-        format = "{{.ID}}"
-    now = time.time()
-    rows((record(container, now, truncate=not no_trunc) for container in found), HEADERS, COLUMNS, format)
+    return body.ps(session(context), all=all, quiet=quiet, no_trunc=no_trunc, format=format)

@@ -6,10 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import NotFound
 from . import options as shared
-from .each import for_each
-from .output import write
 from .session import session
 
 
@@ -21,15 +18,6 @@ def rm(
     force: Annotated[bool, typer.Option("-f", "--force", help="Kill a running container first")] = False,
 ) -> int:
     """Remove containers"""
-    engine = session(context).engine()
+    from .body import rm as body
 
-    def remove(name: str) -> None:
-        try:
-            engine.remove_container(name, force=force)
-        except NotFound:
-            if force:
-                return
-            raise
-        write(f"{name}\n")
-
-    return for_each(containers, remove)
+    return body.rm(session(context), containers=containers, force=force)

@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated
 
 import click
 import typer
 
-from ..errors import PyrunError
 from . import options as shared
 from .session import session
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ..images.record import Progress
 
 # Everything after IMAGE is the container's; -h is --hostname.
 SETTINGS = {"allow_interspersed_args": False, "help_option_names": ["--help"]}
 
 PULL_POLICIES = ("always", "missing", "never")
-
-
-class _Progress:
-    """A `PullDisplay` on standard error, imported with the first step: a local image needs none."""
-
-    def __init__(self) -> None:
-        self.display: Callable[[Progress], None] | None = None
-
-    def __call__(self, step: Progress) -> None:
-        if self.display is None:
-            from .progress import PullDisplay
-
-            self.display = PullDisplay(sys.stderr)
-        self.display(step)
 
 
 def run(
@@ -122,30 +99,29 @@ def run(
     ] = None,
 ) -> int:
     """Create a container from an image and run it"""
-    if interactive and tty and not os.isatty(0):
-        raise PyrunError("the input device is not a TTY", hint="Leave out -t, or run this in a terminal.")
-    own = session(context)
-    own.failure, own.shows_usage = 125, True
+    from .body import run as body
 
-    from ..containers.options import ContainerOptions
-
-    container = ContainerOptions(
+    return body.run(
+        session(context),
+        image=image,
+        command=command,
+        interactive=interactive,
+        tty=tty,
+        rm=rm,
         name=name,
-        env=env or (),
-        env_files=env_file or (),
+        env=env,
+        env_file=env_file,
         workdir=workdir,
         user=user,
         entrypoint=entrypoint,
-        volumes=volume or (),
-        tmpfs=tmpfs or (),
-        read_only=read_only,
-        hostname=hostname,
+        volume=volume,
         network=network,
+        hostname=hostname,
+        read_only=read_only,
+        tmpfs=tmpfs,
+        pull=pull,
+        platform=platform,
+        storage=storage,
+        storage_opt=storage_opt,
         userns=userns,
-        tty=tty,
-        interactive=interactive,
-        rm=rm,
-    )
-    return own.engine(storage, storage_opt or ()).run(
-        image, command or (), container, pull=pull, platform=platform, progress=_Progress()
     )

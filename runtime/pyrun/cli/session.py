@@ -30,6 +30,10 @@ class Session:
         self.failure = 1
         self.shows_usage = False
 
+    def set(self, *, root: str | None, state: str | None, config: str | None, debug: bool) -> None:
+        """What the program's own options say."""
+        self.root, self.state, self.config, self.debug = root, state, config, debug
+
     def engine(self, storage: str | None = None, storage_opts: Sequence[str] = ()) -> Engine:
         from ..engine import Engine
 
