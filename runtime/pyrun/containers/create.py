@@ -7,7 +7,6 @@ All of it lies in a staging directory, which belongs to nobody once this process
 from __future__ import annotations
 
 import os
-import socket
 import time
 
 from ..errors import Conflict, ContainerError, PyrunError, Unsupported, UsageError
@@ -129,7 +128,7 @@ def create(
     if options.hostname:
         hostname = check_hostname(options.hostname)
     else:
-        hostname = socket.gethostname() if network == "host" else id[:12]
+        hostname = os.uname().nodename if network == "host" else id[:12]
     argv = specs.command(config, arguments, options)
     env = specs.environment(config, options, hostname)
     cwd = options.workdir or config.get("WorkingDir") or "/"

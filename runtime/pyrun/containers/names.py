@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import os
 
 from ..errors import UsageError
 
@@ -46,4 +46,6 @@ def check(name: str) -> str:
 
 def generate() -> str:
     """A random name like "nimble_noether"."""
-    return f"{random.choice(_ADJECTIVES)}_{random.choice(_SCIENTISTS)}"
+    number = int.from_bytes(os.urandom(8), "little")
+    rest, first = divmod(number, len(_ADJECTIVES))
+    return f"{_ADJECTIVES[first]}_{_SCIENTISTS[rest % len(_SCIENTISTS)]}"
