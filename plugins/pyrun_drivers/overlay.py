@@ -99,7 +99,8 @@ class OverlayDriver(Driver):
                 f"the image has {len(layers)} layers; overlayfs stacks at most {overlay.MAX_LAYERS}",
                 hint="Use an image with fewer layers, or another storage driver.",
             )
-        lowers = [self._below(f"{layer.path}/fs") for layer in reversed(layers)]
+        # A layer that an image lists twice can't be stacked on itself. The upper one shadows the lower wholly.
+        lowers = list(dict.fromkeys(self._below(f"{layer.path}/fs") for layer in reversed(layers)))
         options = _flavour(self.env)
         upper = work = None
         if rw is None:

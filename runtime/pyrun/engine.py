@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 
 from . import config as configuration
-from .errors import NotFound, PyrunError, StorageError, UsageError
+from .errors import InvalidReference, NotFound, PyrunError, StorageError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,12 +116,16 @@ class Engine:
 
     def image(self, name: str) -> Image:
         """The local image by reference, id or unique id prefix. Raises `NotFound`."""
-        return self._images().get(name)
+        return self._local(name)
 
     def tag(self, source: str, target: str) -> None:
         """Give the image ``source`` the further name ``target``."""
+        from .storage.locks import SharedLock
+
         self._open()
-        self._images().tag(source, target)
+        # Shared with pulls: garbage collection must not come between reading the source and naming it.
+        with SharedLock(f"{self.root}/locks/store"):
+            self._images().tag(self._local(source).reference, target)
 
     def remove_image(self, name: str, *, force: bool = False) -> list[tuple[str, str]]:
         """Remove a name; with the last one the image, and whatever no other image or container needs.
@@ -131,13 +135,19 @@ class Engine:
         from .images.gc import remove_image
 
         store = self._open()
-        users = {(c.image_id, tuple(c.layers), c.name) for c in self._containers().all()}
-        return remove_image(self._images(), store.layers, name, force=force, users=users)
+        containers = self._containers()
+        containers.recover(containers.abandoned(), store.remove)
+        return remove_image(
+            self._images(),
+            store.layers,
+            name,
+            force=force,
+            users=lambda: [(c.image_id, tuple(c.layers), c.name) for c in containers.all()],
+        )
 
     def history(self, name: str) -> list[HistoryEntry]:
         """How the image came to be, newest step first."""
-        images = self._images()
-        return images.history(images.get(name))
+        return self._images().history(self._local(name))
 
     # --- containers
 
@@ -163,7 +173,7 @@ class Engine:
             raise UsageError(f"--pull {pull}: unknown policy", hint="One of missing, always, never.")
         _keep_standard_fds()
         store = self._open()
-        create.check(store, options, self.config.userns)
+        env = create.check(store, options, self.config.userns)
         containers = self._containers()
         self._make_state()
         found = self._local_or_pulled(image, pull, platform, progress)
@@ -176,6 +186,7 @@ class Engine:
                 layers,
                 command,
                 options,
+                env=env,
                 userns_default=self.config.userns,
             )
         return run.start(made, containers, options, self.state)
@@ -212,9 +223,8 @@ class Engine:
             except NotFound:
                 if kind == "container":
                     raise
-        images = self._images()
         try:
-            return images.inspect(images.get(name))
+            return self._images().inspect(self._local(name))
         except NotFound:
             if kind == "image":
                 raise
@@ -309,9 +319,7 @@ class Engine:
             if lost or os.listdir(f"{self.root}/staging"):
                 store = self._open()
                 containers.recover(lost, store.remove)
-        except FileNotFoundError:
-            return
-        except PyrunError:
+        except (OSError, PyrunError):
             # Looking must work where writing does not; `load` tells the truth about lost containers anyway.
             return
 
@@ -324,15 +332,13 @@ class Engine:
         """The local image ``name``, which may be an alias of registries.conf (read only where it must be)."""
         try:
             return self._images().get(name)
-        except NotFound:
+        except NotFound as missing:
             from .images.registries import Registries
 
-            canonical = Registries.load().reference(name).canonical
             try:
-                return self._images().get(canonical)
-            except NotFound:
-                pass
-            raise
+                return self._images().get(Registries.load().reference(name).canonical)
+            except (NotFound, InvalidReference):
+                raise missing from None
 
     def _local_or_pulled(
         self, name: str, policy: str, platform: str | None, progress: Callable[[Progress], None] | None

@@ -50,11 +50,11 @@ def test_a_containers_layers_outlive_its_image(engine: Engine, registry: Registr
     engine.pull(f"{repository}:1")
     users = [(pushed.config_digest, tuple(pushed.diff_ids), "web")]
     with pytest.raises(Conflict, match="used by container web"):
-        remove_image(engine.images, engine.layers, f"{repository}:1", users=users)
-    remove_image(engine.images, engine.layers, f"{repository}:1", force=True, users=users)
+        remove_image(engine.images, engine.layers, f"{repository}:1", users=lambda: users)
+    remove_image(engine.images, engine.layers, f"{repository}:1", force=True, users=lambda: users)
     assert sorted(engine.layers.keys()) == sorted(pushed.diff_ids)
     assert engine.images.list() == []
-    assert sorted(collect(engine.images, engine.layers, set()).layers) == sorted(pushed.diff_ids)
+    assert sorted(collect(engine.images, engine.layers, set).layers) == sorted(pushed.diff_ids)
 
 
 def test_nothing_is_deleted_under_a_running_pull(engine: Engine, registry: Registry, repository: str) -> None:
@@ -62,9 +62,9 @@ def test_nothing_is_deleted_under_a_running_pull(engine: Engine, registry: Regis
     engine.pull(f"{repository}:1")
     engine.images.remove(f"{repository}:1")
     with SharedLock(os.path.join(engine.root, "locks", "store")):
-        assert "in use" in collect(engine.images, engine.layers, set(), patience=0.1).deferred
+        assert "in use" in collect(engine.images, engine.layers, set, patience=0.1).deferred
     assert list(engine.layers.keys()) == pushed.diff_ids
-    done = collect(engine.images, engine.layers, set())
+    done = collect(engine.images, engine.layers, set)
     assert (done.deferred, done.layers) == ("", pushed.diff_ids)
     assert done.bytes > 0
 
@@ -77,7 +77,7 @@ def test_nothing_is_deleted_that_an_unreadable_record_may_name(
     record = Path(engine.images.path, file_name(f"docker.io/{repository}:1"))
     good = record.read_bytes()
     record.write_bytes(b"{")
-    assert "is damaged" in collect(engine.images, engine.layers, set()).deferred
+    assert "is damaged" in collect(engine.images, engine.layers, set).deferred
     record.write_bytes(good)
     assert engine.images.get(f"{repository}:1")
     assert list(engine.layers.keys()) != []

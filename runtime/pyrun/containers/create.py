@@ -17,7 +17,7 @@ from .store import Containers, new_id, remove_container_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from ..storage.contract import Layer
@@ -84,9 +84,9 @@ def check_hostname(name: str) -> str:
     )
 
 
-def check(store: Store, options: ContainerOptions, userns_default: str) -> None:
-    """Refuse what makes no sense whatever the image is, before anything is pulled. Raises `UsageError` or
-    `Unsupported`."""
+def check(store: Store, options: ContainerOptions, userns_default: str) -> dict[str, str]:
+    """Refuse what makes no sense whatever the image is, before anything is pulled; the caller's environment
+    variables, which `create` takes. Raises `UsageError` or `Unsupported`."""
     from . import names
 
     _network(options)
@@ -100,10 +100,13 @@ def check(store: Store, options: ContainerOptions, userns_default: str) -> None:
         names.check(options.name)
     if options.hostname:
         check_hostname(options.hostname)
-    specs.environment({}, options, "")
-    volumes.collect({}, options)
+    taken = {volume.destination for volume in volumes.collect({}, options)}
     for text in options.tmpfs:
-        specs.tmpfs_mount(text)
+        destination = specs.tmpfs_mount(text)["destination"]
+        if destination in taken:
+            raise UsageError(f"two options mount at {destination}", hint="Drop one of them.")
+        taken.add(destination)
+    return specs.given_environment(options)
 
 
 def create(
@@ -114,11 +117,12 @@ def create(
     arguments: Sequence[str],
     options: ContainerOptions,
     *,
+    env: dict[str, str],
     userns_default: str,
 ) -> Made:
-    """Make the container on disk. ``image`` has reference, id and config.
+    """Make the container on disk. ``image`` has reference, id and config; ``env`` is what `check` returned.
 
-    `check` has passed. Raises before anything is written where the options and the image make no sense
+    Raises before anything is written where the options and the image make no sense
     together; afterwards whatever fails leaves nothing behind.
     """
     id = new_id()
@@ -130,19 +134,20 @@ def create(
     else:
         hostname = os.uname().nodename if network == "host" else id[:12]
     argv = specs.command(config, arguments, options)
-    env = specs.environment(config, options, hostname)
+    variables = specs.environment(config, env, hostname, tty=options.tty)
     cwd = options.workdir or config.get("WorkingDir") or "/"
     if not cwd.startswith("/") or "\0" in cwd:
         raise UsageError(
             f"the working directory {cwd!r} is not an absolute path", hint="For example -w /data."
         )
+    cwd = os.path.normpath(cwd)
     user = config.get("User") or "" if options.user is None else options.user
     found = volumes.collect(config, options)
     tmpfs = [specs.tmpfs_mount(text) for text in options.tmpfs]
 
     stage = store.staging.new(store.driver.name)
     try:
-        name = _claim_name(containers, options.name, id, stage)
+        name = _claim_name(containers, options.name, id, stage, store.remove)
     except BaseException:
         store.remove(stage.path, store.driver.name)
         stage.close()
@@ -158,7 +163,7 @@ def create(
         idmap = userns and not store.env.userns
         spec = specs.build(
             argv=argv,
-            env=env,
+            env=variables,
             cwd=cwd,
             hostname=hostname,
             network=network,
@@ -185,7 +190,7 @@ def create(
                 "userns": "auto" if userns else "host",
                 "user": user,
                 "workdir": cwd,
-                "env": env,
+                "env": variables,
                 "hostname": hostname,
                 "read_only": options.read_only,
                 "mounts": [
@@ -212,7 +217,9 @@ def create(
         name.close()
 
 
-def _claim_name(containers: Containers, wanted: str | None, id: str, stage: Stage) -> Name:
+def _claim_name(
+    containers: Containers, wanted: str | None, id: str, stage: Stage, remove: Callable[[str, str], None]
+) -> Name:
     """Claim the wanted name, or a random one. What is claimed stands in the stage first, so that whoever
     clears up after a dead process can give it back."""
     from ..storage import records
@@ -224,6 +231,10 @@ def _claim_name(containers: Containers, wanted: str | None, id: str, stage: Stag
 
     if wanted is not None:
         claimed = claim(names.check(wanted))
+        if claimed is None:
+            # A --rm container of that name may have been left by a pyrun that was killed as it made it.
+            containers.recover(containers.abandoned(), remove)
+            claimed = claim(wanted)
         if claimed is None:
             raise Conflict(
                 f"the container name {wanted!r} is in use",
@@ -248,7 +259,8 @@ def _seed_volumes(store: Store, layers: Sequence[Layer], found: list[Volume], di
         view = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
         try:
             for number, volume in enumerate(anonymous):
-                os.mkdir(f"{directory}/volumes/{number}", 0o755)
+                os.mkdir(f"{directory}/volumes/{number}")
+                os.chmod(f"{directory}/volumes/{number}", 0o755)  # whatever the caller's umask
                 volumes.seed(view, volume.destination, f"{directory}/volumes/{number}")
         finally:
             os.close(view)
@@ -258,7 +270,7 @@ def _seed_volumes(store: Store, layers: Sequence[Layer], found: list[Volume], di
 
 def _write_etc(directory: str, hostname: str, network: str, found: list[Volume]) -> None:
     """hosts, hostname and resolv.conf of the container, which the engine writes and not the image."""
-    os.mkdir(f"{directory}/etc", 0o755)
+    os.mkdir(f"{directory}/etc", 0o700)
     hosts = _HOSTS
     if network == "host":
         hosts = _host_file("/etc/hosts") or hosts
@@ -292,7 +304,7 @@ def _mounts(
             source = f"{directory}/volumes/{number}"
             number += 1
         mounts[volume.destination] = specs.bind_mount(
-            source, volume.destination, readonly=volume.readonly, idmap=idmap
+            source, volume.destination, readonly=volume.readonly, idmap=idmap, nodev=not volume.source
         )
     for entry in tmpfs:
         mounts[entry["destination"]] = entry

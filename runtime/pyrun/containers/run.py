@@ -6,9 +6,11 @@ At every instruction a SIGKILL may strike. The record tells whoever comes next w
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 from ..errors import ContainerError, PyrunError
+from ..kernel.mount import MOUNT_ATTR_NODEV, mount_setattr
 from ..kernel.userns import read_map
 from ..sandbox import console, idrange
 from ..sandbox.box import Box
@@ -18,7 +20,7 @@ from ..storage.events import StorageEvent
 from . import spec as specs
 from . import users
 from .store import KILLED, Containers, new_state, start_time
-from .supervise import Pipes, supervise
+from .supervise import Pipes, Signals, supervise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +35,15 @@ def start(made: Made, containers: Containers, options: ContainerOptions, state_d
 
     Raises `ContainerError` and its kind where it can't be started; with ``--rm`` it is gone either way.
     """
+    with Signals() as signals:
+        return _start(made, containers, options, state_directory, signals)
+
+
+def _start(
+    made: Made, containers: Containers, options: ContainerOptions, state_directory: str, signals: Signals
+) -> int:
     state = new_state("created")
+    state.update(supervisor=os.getpid(), supervisor_start=start_time(os.getpid()))
     claim = None
     try:
         linux = made.spec["linux"]
@@ -44,9 +54,8 @@ def start(made: Made, containers: Containers, options: ContainerOptions, state_d
             extent = [{"containerID": 0, "hostID": claim.base, "size": idrange.SIZE}]
             linux["uidMappings"] = linux["gidMappings"] = extent
         containers.mark_running(made.id)
-        code = _run(made, containers, options, state)
+        code, unwritten = _run(made, containers, options, state, signals)
         state.update(status="exited", exit_code=code)
-        return code
     except PyrunError as error:
         # As docker has it: what never ran is still only created, with the exit code that `run` reported.
         code = error.exit_code if error.exit_code > 1 else 125
@@ -59,9 +68,14 @@ def start(made: Made, containers: Containers, options: ContainerOptions, state_d
         if claim:
             claim.close()
         _finish(made, containers, state)
+    if unwritten and not code:
+        raise ContainerError(unwritten)
+    return code
 
 
-def _run(made: Made, containers: Containers, options: ContainerOptions, state: dict[str, Any]) -> int:
+def _run(
+    made: Made, containers: Containers, options: ContainerOptions, state: dict[str, Any], signals: Signals
+) -> tuple[int, str]:
     driver = made.store.driver
     pipes = None
     master = rootfs = -1
@@ -74,6 +88,8 @@ def _run(made: Made, containers: Containers, options: ContainerOptions, state: d
             began = time.monotonic()
             layers = [Layer(id, made.store.layers.path(id)) for id in made.config["layers"]]
             rootfs = driver.mount(layers, f"{made.directory}/rw", idmap)
+            # Device nodes come from the engine's /dev alone, never from an image.
+            mount_setattr(rootfs, set=MOUNT_ATTR_NODEV)
             made.store.emit(StorageEvent("mounted", driver.name, made.id, time.monotonic() - began))
             view = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=rootfs)
             try:
@@ -82,17 +98,18 @@ def _run(made: Made, containers: Containers, options: ContainerOptions, state: d
                 os.close(view)
             records.write(f"{made.directory}/spec.json", made.spec, durable=False)
             size = None
+            user = made.spec["process"]["user"]
+            owner = box.host_ids(user["uid"], user["gid"])
             if options.tty:
                 size = console.get_size(0) or console.get_size(1)
             else:
-                user = made.spec["process"]["user"]
-                pipes = Pipes(box.host_ids(user["uid"], user["gid"]), interactive=options.interactive)
+                pipes = Pipes(owner, interactive=options.interactive)
             master = box.start(rootfs, pipes.theirs if pipes else (), size)
             os.close(rootfs)
             rootfs = -1
             if pipes:
                 pipes.close_theirs()
-            return supervise(box, pipes, master, interactive=options.interactive)
+            return supervise(box, pipes, master, signals, interactive=options.interactive)
         except OSError as error:
             raise ContainerError(f"can't run the container: {error}") from error
         finally:
@@ -117,6 +134,12 @@ def _finish(made: Made, containers: Containers, state: dict[str, Any]) -> None:
             state.update(pid=0, finished=time.time())
             containers.set_state(made.id, state, durable=True)
             containers.unmark(made.id)
+    except (OSError, PyrunError) as error:
+        # The program's own outcome must reach the caller all the same. The marker stays: the next command
+        # that can write puts the record right.
+        print(
+            f"pyrun: warning: can't put the end of {made.config['name']} on record: {error}", file=sys.stderr
+        )
     finally:
         made.stage.close()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from ..errors import ContainerError, UsageError
+from .volumes import mount_point
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,23 +67,11 @@ def command(image: dict[str, Any], arguments: Sequence[str], options: ContainerO
     return argv
 
 
-def environment(image: dict[str, Any], options: ContainerOptions, hostname: str) -> list[str]:
-    """The image's variables, then --env-file's, then -e's; each name once. HOME is added when the user is
-    known."""
+def given_environment(options: ContainerOptions) -> dict[str, str]:
+    """The variables of --env-file, then -e. Reads the files, which may be pipes: call it once."""
+    items = [item for path in options.env_files for item in _env_file(path)] + options.env
     variables: dict[str, str] = {}
-    name, _, value = PATH.partition("=")
-    variables[name] = value
-    variables["HOSTNAME"] = hostname
-    if options.tty:
-        variables["TERM"] = "xterm"
-    for item in image.get("Env") or []:
-        name, equals, value = item.partition("=")
-        if equals and name:
-            variables[name] = value
-    given = []
-    for path in options.env_files:
-        given += _env_file(path)
-    for item in given + options.env:
+    for item in items:
         name, equals, value = item.partition("=")
         if not name or "\0" in item:
             raise UsageError(f"invalid environment variable {item!r}", hint="Write NAME=value, or NAME.")
@@ -90,13 +79,27 @@ def environment(image: dict[str, Any], options: ContainerOptions, hostname: str)
             variables[name] = value
         elif name in os.environ:
             variables[name] = os.environ[name]
+    return variables
+
+
+def environment(image: dict[str, Any], given: dict[str, str], hostname: str, *, tty: bool) -> list[str]:
+    """The image's variables, then ``given``; each name once. HOME is added when the user is known."""
+    name, _, value = PATH.partition("=")
+    variables = {name: value, "HOSTNAME": hostname}
+    if tty:
+        variables["TERM"] = "xterm"
+    for item in image.get("Env") or []:
+        name, equals, value = item.partition("=")
+        if equals and name:
+            variables[name] = value
+    variables.update(given)
     return [f"{name}={value}" for name, value in variables.items()]
 
 
 def _env_file(path: str) -> list[str]:
     try:
         with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
+            lines = [line.rstrip("\r") for line in file.read().split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"can't read the environment file {path}: {reason}") from error
@@ -117,10 +120,7 @@ def _env_file(path: str) -> list[str]:
 def tmpfs_mount(text: str) -> dict[str, Any]:
     """--tmpfs PATH[:OPTIONS] as a spec mount; docker's default options are rw,noexec,nosuid,nodev."""
     path, _, given = text.partition(":")
-    if not path.startswith("/") or ".." in path.split("/"):
-        raise UsageError(
-            f"--tmpfs {text}: {path!r} is not an absolute path", hint="For example --tmpfs /run:size=64m"
-        )
+    path = mount_point(f"--tmpfs {text}", path)
     options = ["noexec", "nosuid", "nodev"]
     known = ("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "huge")
     flags = "ro rw noexec exec nosuid suid nodev dev noatime relatime strictatime".split()
@@ -134,9 +134,13 @@ def tmpfs_mount(text: str) -> dict[str, Any]:
     return {"destination": path, "type": "tmpfs", "source": "tmpfs", "options": options}
 
 
-def bind_mount(source: str, destination: str, *, readonly: bool = False, idmap: bool) -> dict[str, Any]:
+def bind_mount(
+    source: str, destination: str, *, readonly: bool = False, idmap: bool, nodev: bool = False
+) -> dict[str, Any]:
     """A recursive bind, private to the container; ``idmap`` shows its files by the container's ids."""
     options = ["rbind", "rprivate", "ro" if readonly else "rw", *(["ridmap"] if idmap else [])]
+    if nodev:
+        options.append("nodev")
     return {"destination": destination, "type": "bind", "source": source, "options": options}
 
 
@@ -198,6 +202,10 @@ def build(
     (`set_user`), and the id maps of the user namespace that ``userns`` asks for. ``rootless``: the engine
     itself works in a user namespace."""
     namespaces = [*NAMESPACES, *(["network"] if network == "none" else []), *(["user"] if userns else [])]
+    capabilities = CAPABILITIES
+    if not userns and not rootless:
+        # As the host's root it could make any device node, and there is no device cgroup yet to stop its use.
+        capabilities = [name for name in CAPABILITIES if name != "CAP_MKNOD"]
     return {
         "ociVersion": "1.2.0",
         "process": {
@@ -207,9 +215,9 @@ def build(
             "env": env,
             "cwd": cwd,
             "capabilities": {
-                "bounding": CAPABILITIES,
-                "effective": CAPABILITIES,
-                "permitted": CAPABILITIES,
+                "bounding": capabilities,
+                "effective": capabilities,
+                "permitted": capabilities,
             },
             "noNewPrivileges": False,
         },

@@ -19,7 +19,7 @@ import os
 import signal
 import time
 
-from ..errors import Conflict, ContainerError, NotFound, PyrunError
+from ..errors import Conflict, ContainerError, NotFound, PyrunError, StorageError
 from ..storage import records
 from ..storage.layers import boot_id
 from ..storage.locks import Staging, lock_directory
@@ -137,9 +137,9 @@ class Containers:
         directory = f"{self.directory}/{id}"
         try:
             config = records.read(f"{directory}/config.json")
-            state = records.read(f"{directory}/state.json")
         except (FileNotFoundError, NotADirectoryError):
             raise NotFound(f"no such container: {id[:12]}") from None
+        state = self._state(id)
         fields = {key: config[key] for key in _CONFIG}
         for key in ("error", "exit_code", "finished", "pid", "started", "status"):
             fields[key] = state[key]
@@ -166,6 +166,16 @@ class Containers:
             raise NotFound(f"container {id[:12]} was never started, so it has no runtime spec yet") from None
         return spec
 
+    def _state(self, id: str) -> dict[str, Any]:
+        """The state record; what a power cut made of it counts as ended."""
+        try:
+            state = records.read(f"{self.directory}/{id}/state.json")
+            if isinstance(state, dict) and state.keys() >= new_state("").keys():
+                return state
+        except (OSError, PyrunError):
+            pass
+        return {**new_state("exited"), "exit_code": KILLED, "error": "its state record was lost"}
+
     # --- making and changing
 
     def commit(self, stage: Stage, config: dict[str, Any], *, durable: bool) -> str:
@@ -180,9 +190,22 @@ class Containers:
         return directory
 
     def mark_running(self, id: str) -> None:
-        """Leave word that ``id`` is in a supervisor's hands; called before its first process exists."""
-        os.makedirs(self.running, mode=0o700, exist_ok=True)
-        os.close(os.open(f"{self.running}/{id}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        """Leave word that ``id`` is in a supervisor's hands; called before its first process exists.
+
+        The word is this store's root: several stores may share one state directory.
+        """
+        try:
+            os.makedirs(self.running, mode=0o700, exist_ok=True)
+            fd = os.open(f"{self.running}/{id}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(fd, os.fsencode(self.root))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise StorageError(
+                f"can't write below {self.running}: {error.strerror}",
+                hint="Free some space, or choose another --state.",
+            ) from error
 
     def set_state(self, id: str, state: dict[str, Any], *, durable: bool) -> None:
         records.write(f"{self.directory}/{id}/state.json", state, durable=durable)
@@ -222,14 +245,15 @@ class Containers:
             os.close(fd)
 
     def discard(self, id: str, name: str, driver: str, remove: Callable[[str, str], None]) -> None:
-        """Remove a container that the caller has locked: name, record, writable layer, anonymous volumes."""
-        self._release_name(name, id)
+        """Remove a container that the caller has locked: record, name, writable layer, anonymous volumes."""
         try:
             stage = self.staging.receive(f"{self.directory}/{id}", driver)
         except FileNotFoundError:
-            pass
+            self._release_name(name, id)
         else:
             try:
+                # After the rename: whoever clears up after this process finds the name in claim.json.
+                self._release_name(name, id)
                 remove_container_tree(stage.path, driver, remove)
             finally:
                 stage.close()
@@ -255,8 +279,14 @@ class Containers:
                     hint=f"Stop it first, or remove it by force: pyrun rm -f {container.name}",
                 )
             self._kill(id)
-            if time.monotonic() > deadline:
-                raise ContainerError(f"the container {container.name} does not end, even by SIGKILL")
+            left = deadline - time.monotonic()
+            if left < 8:
+                # The container is dead, its pyrun is not done: stopped, or it can't write the last output.
+                self._kill_supervisor(id)
+            if left < 0:
+                raise ContainerError(
+                    f"the pyrun of the container {container.name} does not end, even by SIGKILL"
+                )
             time.sleep(0.01)
         try:
             self._kill(id)
@@ -272,7 +302,17 @@ class Containers:
             marked = os.listdir(self.running)
         except FileNotFoundError:
             return []
-        return [id for id in marked if not self._supervised(id)]
+        return [id for id in marked if not self._supervised(id) and self._is_mine(id)]
+
+    def _is_mine(self, id: str) -> bool:
+        """Whether the marker of ``id`` is about a container of this store."""
+        if os.path.isdir(f"{self.directory}/{id}"):
+            return True
+        try:
+            with open(f"{self.running}/{id}", "rb") as file:
+                return os.fsdecode(file.read()) == self.root
+        except OSError:
+            return False
 
     def abandoned(self) -> list[str]:
         """Ids of --rm containers that nobody has in hand: their maker died before it could mark them."""
@@ -299,7 +339,7 @@ class Containers:
             try:
                 self._kill(id)
                 config = records.read(f"{self.directory}/{id}/config.json")
-                state = records.read(f"{self.directory}/{id}/state.json")
+                state = self._state(id)
                 if config["options"]["rm"]:
                     self.discard(id, config["name"], config["driver"], remove)
                     continue
@@ -307,6 +347,10 @@ class Containers:
                     state.update(status="exited", exit_code=KILLED, error=_LOST, pid=0, finished=time.time())
                     self.set_state(id, state, durable=True)
                 self.unmark(id)
+            except (OSError, PyrunError, KeyError, TypeError):
+                # A full disk, or a damaged record, must not stop every command, the one that frees space
+                # included. `load` tells the truth meanwhile, and the next command tries again.
+                continue
             finally:
                 os.close(lock)
 
@@ -323,8 +367,14 @@ class Containers:
     def _kill(self, id: str) -> None:
         """SIGKILL the first process of ``id`` if it lives, and wait for its end. The pid counts only with
         its start time and this boot, or a stranger's process could be meant."""
-        state = records.read(f"{self.directory}/{id}/state.json")
-        pid = state["pid"]
+        state = self._state(id)
+        self._end_process(state, state["pid"], state["pid_start"])
+
+    def _kill_supervisor(self, id: str) -> None:
+        state = self._state(id)
+        self._end_process(state, state["supervisor"], state["supervisor_start"])
+
+    def _end_process(self, state: dict[str, Any], pid: int, started: str) -> None:
         if not pid or state["boot"] != boot_id():
             return
         try:
@@ -332,7 +382,7 @@ class Containers:
         except ProcessLookupError:
             return
         try:
-            if start_time(pid) == state["pid_start"]:
+            if start_time(pid) == started:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 import select
 
@@ -351,6 +401,8 @@ def new_state(status: str) -> dict[str, Any]:
         "status": status,
         "pid": 0,
         "pid_start": "",
+        "supervisor": 0,
+        "supervisor_start": "",
         "boot": boot_id(),
         "exit_code": 0,
         "error": "",

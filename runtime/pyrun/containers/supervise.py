@@ -50,28 +50,27 @@ _KEPT = {
 class Pipes:
     """The pipes between the engine and a container without a terminal.
 
-    ``theirs`` are the container's fds 0, 1, 2; ``ours`` the engine's ends. Without ``interactive`` stdin is
-    /dev/null.
+    ``theirs`` are the container's fds 0, 1, 2, where None is its own null device (stdin without
+    ``interactive``); ``ours`` the engine's ends.
     """
 
     def __init__(self, owner: tuple[int, int], *, interactive: bool) -> None:
         self.ours: list[int] = [-1, -1, -1]
-        self.theirs: list[int] = []
+        self.theirs: list[int | None] = [None]
         if interactive:
-            read, self.ours[0] = os.pipe()
-        else:
-            read = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        self.theirs.append(read)
+            self.theirs[0], self.ours[0] = os.pipe()
         for number in (1, 2):
             self.ours[number], write = os.pipe()
             self.theirs.append(write)
         # Programs open /dev/stdout and /dev/stderr, that is /proc/self/fd/1, as their own user.
-        for fd in self.theirs[0 if interactive else 1 :]:
-            os.fchown(fd, *owner)
+        for fd in self.theirs:
+            if fd is not None:
+                os.fchown(fd, *owner)
 
     def close_theirs(self) -> None:
         for fd in self.theirs:
-            os.close(fd)
+            if fd is not None:
+                os.close(fd)
         self.theirs = []
 
     def close(self) -> None:
@@ -83,9 +82,24 @@ class Pipes:
 
 
 class _Pump:
-    """Moves bytes one way. Waits for the source, then, if the target is full, for the target."""
+    """Moves bytes one way. Waits for the source, then, if the target is full, for the target.
 
-    __slots__ = ("buffer", "chunk", "done", "full", "own_source", "own_target", "source", "splices", "target")
+    ``error`` is why the target could not be written, unless its reader simply went away.
+    """
+
+    __slots__ = (
+        "buffer",
+        "chunk",
+        "done",
+        "error",
+        "full",
+        "own_source",
+        "own_target",
+        "send",
+        "source",
+        "splices",
+        "target",
+    )
 
     def __init__(
         self, source: int, target: int, *, own_source: bool = False, own_target: bool = False
@@ -97,9 +111,16 @@ class _Pump:
         self.buffer = memoryview(b"")
         self.full = False
         self.done = False
+        self.error: OSError | None = None
         modes = [os.fstat(fd).st_mode for fd in (source, target)]
-        self.splices = any(map(stat.S_ISFIFO, modes)) and not any(map(stat.S_ISCHR, modes))
-        self.chunk = _FIFO_ATOMIC if not stat.S_ISREG(modes[1]) else _CHUNK
+        socket_target = stat.S_ISSOCK(modes[1])
+        # splice(2) would wait for room in a socket, whatever its flags say, and does not work on terminals.
+        self.splices = (
+            any(map(stat.S_ISFIFO, modes)) and not any(map(stat.S_ISCHR, modes)) and not socket_target
+        )
+        self.send = _nonblocking_send(target) if socket_target else os.write
+        waits = stat.S_ISFIFO(modes[1]) or os.isatty(target)
+        self.chunk = _FIFO_ATOMIC if waits else _CHUNK
 
     @property
     def waits_for(self) -> tuple[int, int]:
@@ -112,13 +133,14 @@ class _Pump:
                 return self._splice()
             return self._copy()
         except BlockingIOError:
-            self.full = not self.full
+            self.full = not self.full or bool(self.buffer)
             return False
         except OSError as error:
             if error.errno == errno.EINVAL and self.splices:
                 self.splices = False  # an O_APPEND file, or a file system without splice
                 return True
-            # EPIPE: the reader went away. EIO: the other end of a terminal was closed, or its disk failed.
+            if error.errno != errno.EPIPE:
+                self.error = error
             self.finish()
             return False
 
@@ -131,7 +153,12 @@ class _Pump:
 
     def _copy(self) -> bool:
         if not self.buffer:
-            data = os.read(self.source, 65536)
+            try:
+                data = os.read(self.source, 65536)
+            except BlockingIOError:
+                raise
+            except OSError:
+                data = b""  # EIO: every other end of a terminal is closed
             if not data:
                 self.finish()
                 return False
@@ -139,7 +166,7 @@ class _Pump:
             self.full = True
             if not select.select((), (self.target,), (), 0)[1]:
                 return True
-        self.buffer = self.buffer[os.write(self.target, self.buffer[: self.chunk]) :]
+        self.buffer = self.buffer[self.send(self.target, self.buffer[: self.chunk]) :]
         self.full = bool(self.buffer)
         return True
 
@@ -149,6 +176,17 @@ class _Pump:
             if own:
                 os.close(fd)
         self.own_source = self.own_target = False
+
+
+def _nonblocking_send(target: int) -> Callable[[int, Any], int]:
+    """send(2) that never waits, on a socket that the caller's other users may have left blocking."""
+    import socket
+
+    def send(fd: int, data: Any) -> int:
+        with socket.socket(fileno=os.dup(fd)) as connection:
+            return connection.send(data, socket.MSG_DONTWAIT)
+
+    return send
 
 
 class RawTerminal:
@@ -184,42 +222,71 @@ class RawTerminal:
         raw[2] = raw[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
         raw[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
         raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
-        termios.tcsetattr(self.fd, termios.TCSANOW, raw)
+        self._apply(termios.TCSANOW, raw)
 
     def __exit__(self, *exc: object) -> None:
         if self.saved is not None:
-            termios.tcsetattr(self.fd, termios.TCSADRAIN, self.saved)
+            self._apply(termios.TCSADRAIN, self.saved)
+
+    def _apply(self, when: int, attributes: list[Any]) -> None:
+        try:
+            termios.tcsetattr(self.fd, when, attributes)
+        except termios.error:
+            pass  # the window was closed meanwhile
 
 
-class _Signals:
-    """While entered, signals to this process go to the container's first process instead."""
+class Signals:
+    """While entered, signals to this process are the container's.
 
-    def __init__(self, box: Box, master: int, raw: RawTerminal | None) -> None:
-        self.box = box
-        self.master = master
-        self.raw = raw
+    Before there is a container, they end the start. While it runs (`serve`), they go to its first process. Once
+    that has ended, one ends the wait for whoever does not read the last output, and none disturbs the clean-up.
+    """
+
+    def __init__(self) -> None:
+        self.box: Box | None = None
+        self.master = -1
+        self.raw: RawTerminal | None = None
+        self.draining = False
         self.saved: dict[int, Any] = {}
 
-    def __enter__(self) -> None:
-        handlers: dict[int, Callable[..., None]] = {}
+    def __enter__(self) -> Signals:
         for number in signal.valid_signals() - _KEPT:
             # One that the caller ignores (nohup) stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
-                handlers[number] = self._forward
-        if self.master >= 0:
-            handlers[signal.SIGWINCH] = self._resize
-            handlers[signal.SIGCONT] = self._continue
-        for caught, handler in handlers.items():
-            try:
-                self.saved[caught] = signal.signal(caught, handler)
-            except (OSError, ValueError):
-                continue
+                self._handle(number, self._forward)
+        return self
+
+    def _handle(self, number: int, handler: Callable[[int, object], None]) -> None:
+        try:
+            self.saved.setdefault(number, signal.signal(number, handler))
+        except (OSError, ValueError):
+            pass  # one that libc keeps for itself, or not the main thread
+
+    def serve(self, box: Box, master: int, raw: RawTerminal | None) -> None:
+        self.box, self.master, self.raw = box, master, raw
+        if master >= 0:
+            self._handle(signal.SIGWINCH, self._resize)
+            self._handle(signal.SIGCONT, self._continue)
+            self._resize(0, None)  # it may have changed before there was somebody to tell
+
+    def ended(self) -> None:
+        """The first process is no more; from now on a signal ends `draining`."""
+        self.draining = True
+
+    def drained(self) -> None:
+        self.draining = False
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self.saved.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     def _forward(self, number: int, frame: object) -> None:
+        if self.box is None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise SystemExit(128 + number)
+        if self.draining:
+            raise StopDraining
         try:
             signal.pidfd_send_signal(self.box.pidfd, number)
         except OSError:
@@ -240,15 +307,19 @@ class _Signals:
         self._resize(number, frame)
 
 
-def supervise(box: Box, pipes: Pipes | None, master: int, *, interactive: bool) -> int:
-    """Serve the container until its first process ends and all its output is passed on; its exit code."""
+class StopDraining(BaseException):
+    """Nobody waits for the rest of the output."""
+
+
+def supervise(
+    box: Box, pipes: Pipes | None, master: int, signals: Signals, *, interactive: bool
+) -> tuple[int, str]:
+    """Serve the container until its first process ends and all its output is passed on.
+
+    Returns its exit code, and why some of its output could not be written, or "".
+    """
     if master >= 0:
-        os.set_blocking(master, False)
-        pumps = [_Pump(master, 1)]
-        if interactive:
-            pumps.append(_Pump(0, master))
-        with RawTerminal(0) as raw, _Signals(box, master, raw):
-            return _serve(box, pumps, pumps[:1])
+        return _serve_terminal(box, master, signals, interactive=interactive), ""
     assert pipes is not None
     ours, pipes.ours = pipes.ours, []
     for fd in ours:
@@ -258,36 +329,79 @@ def supervise(box: Box, pipes: Pipes | None, master: int, *, interactive: bool) 
     pumps = list(outputs)
     if interactive:
         pumps.append(_Pump(0, ours[0], own_target=True))
+    signals.serve(box, -1, None)
     try:
-        with _Signals(box, -1, None):
-            return _serve(box, pumps, outputs)
+        code = _serve(box, pumps, outputs, signals)
     finally:
         for pump in pumps:
             if not pump.done:
                 pump.finish()
+    return code, next(
+        (
+            f"can't write the container's standard {name}: {pump.error.strerror}"
+            for pump, name in zip(outputs, ("output", "error"), strict=True)
+            if pump.error
+        ),
+        "",
+    )
 
 
-def _serve(box: Box, pumps: list[_Pump], outputs: list[_Pump]) -> int:
-    while True:
-        poll = select.poll()
-        poll.register(box.pidfd, select.POLLIN)
-        waiting: dict[int, list[_Pump]] = {}
-        events: dict[int, int] = {}
-        for pump in pumps:
-            if not pump.done:
-                fd, event = pump.waits_for
-                events[fd] = events.get(fd, 0) | event
-                waiting.setdefault(fd, []).append(pump)
-        for fd, event in events.items():
-            poll.register(fd, event)
-        ready = poll.poll()
-        for fd, _ in ready:
-            for pump in waiting.get(fd, ()):
-                pump.turn()
-        if any(fd == box.pidfd for fd, _ in ready):
-            break
+def _serve_terminal(box: Box, master: int, signals: Signals, *, interactive: bool) -> int:
+    os.set_blocking(master, False)
+    # With an end of the engine's own, the terminal lives on when the program closes its ends for a while.
+    held = console.open_peer(master)
+    outputs = [_Pump(master, 1)]
+    pumps = list(outputs)
+    raw = None
+    try:
+        if not interactive:
+            signals.serve(box, master, None)
+            return _serve(box, pumps, outputs, signals, held)
+        pumps.append(_Pump(0, master))
+        with RawTerminal(0) as raw:
+            signals.serve(box, master, raw)
+            return _serve(box, pumps, outputs, signals, held)
+    finally:
+        signals.raw = None
+
+
+def _serve(box: Box, pumps: list[_Pump], outputs: list[_Pump], signals: Signals, held: int = -1) -> int:
+    """``held`` is closed when the first process has ended."""
+    try:
+        while True:
+            poll = select.poll()
+            poll.register(box.pidfd, select.POLLIN)
+            waiting: dict[int, list[_Pump]] = {}
+            events: dict[int, int] = {}
+            for pump in pumps:
+                if not pump.done:
+                    fd, event = pump.waits_for
+                    events[fd] = events.get(fd, 0) | event
+                    waiting.setdefault(fd, []).append(pump)
+            for fd, event in events.items():
+                poll.register(fd, event)
+            ready = poll.poll()
+            for fd, _ in ready:
+                for pump in waiting.get(fd, ()):
+                    pump.turn()
+            if any(fd == box.pidfd for fd, _ in ready):
+                break
+    finally:
+        if held >= 0:
+            os.close(held)
     code = box.wait()
-    # Everything the container wrote is in the pipes by now, and whoever could write more is dead.
+    try:
+        signals.ended()
+        _drain(outputs)
+    except StopDraining:
+        pass
+    finally:
+        signals.drained()
+    return code
+
+
+def _drain(outputs: list[_Pump]) -> None:
+    """Pass on what the container wrote: it is in the pipes by now, and whoever could write more is dead."""
     for pump in outputs:
         while not pump.done:
             fd, event = pump.waits_for
@@ -296,4 +410,3 @@ def _serve(box: Box, pumps: list[_Pump], outputs: list[_Pump]) -> int:
             if not poll.poll(None if pump.full else 0):
                 break
             pump.turn()
-    return code

@@ -7,6 +7,7 @@ container says (CVE-2019-14271).
 from __future__ import annotations
 
 import os
+import stat
 
 from ..errors import ContainerError
 from ..kernel.openat2 import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
@@ -80,16 +81,22 @@ def _number(text: str) -> int | None:
 def _entries(root: int, path: str) -> list[list[str]]:
     """The lines of a passwd-like file of the container, split; a missing or odd file is empty."""
     try:
-        # O_NONBLOCK: a fifo of that name must not stop the engine.
-        fd = openat2(
-            root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
-        )
+        # O_PATH first: opening a device or a fifo of that name would do something, as the host's root.
+        found = openat2(root, path, os.O_PATH, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     except OSError:
         return []
+    try:
+        if not stat.S_ISREG(os.stat(found).st_mode):
+            return []
+        fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    finally:
+        os.close(found)
     try:
         content = os.read(fd, _MAX)
     except OSError:
         return []
     finally:
         os.close(fd)
-    return [line.split(":") for line in content.decode("utf-8", "surrogateescape").splitlines()]
+    return [line.split(":") for line in content.decode("utf-8", "surrogateescape").split("\n")]

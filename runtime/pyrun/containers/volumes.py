@@ -30,7 +30,7 @@ def parse(text: str) -> Volume:
     """One -v option: HOST:CONTAINER[:ro|rw], or CONTAINER alone for an anonymous volume."""
     parts = text.split(":")
     if len(parts) == 1:
-        return Volume("", _destination(text, parts[0]), False)
+        return Volume("", mount_point(f"-v {text}", parts[0]), False)
     if len(parts) > 3:
         raise UsageError(f"-v {text}: too many colons", hint="Write HOST:CONTAINER[:ro].")
     source, destination = parts[0], parts[1]
@@ -44,18 +44,24 @@ def parse(text: str) -> Volume:
             f"-v {text}: {source!r} would be a named volume, which pyrun does not have yet",
             hint=f"Mount a directory by its path, for example -v ./{source}:{destination}",
         )
-    source = os.path.abspath(source)
+    try:
+        source = os.path.abspath(source)
+    except FileNotFoundError:
+        raise UsageError(
+            f"-v {text}: the current directory, to which {source!r} is relative, is gone"
+        ) from None
     if not os.path.exists(source):
         raise ContainerError(
             f"-v {text}: {source} does not exist on the host", hint=f"Make it first: mkdir {source}"
         )
-    return Volume(source, _destination(text, destination), readonly)
+    return Volume(source, mount_point(f"-v {text}", destination), readonly)
 
 
-def _destination(text: str, path: str) -> str:
+def mount_point(option: str, path: str) -> str:
+    """``path`` made canonical, if something may be mounted there. ``option`` is for the error."""
     if not path.startswith("/") or ".." in path.split("/") or os.path.normpath(path) == "/" or "\0" in path:
         raise UsageError(
-            f"-v {text}: {path!r} can't be a mount point in the container",
+            f"{option}: {path!r} can't be a mount point in the container",
             hint="Give an absolute path other than /.",
         )
     return os.path.normpath(path)

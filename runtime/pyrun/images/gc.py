@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 
 from .layerstore import LayerStore, layer_keys
@@ -30,9 +30,14 @@ class Collected:
 
 
 def collect(
-    images: ImageStore, layers: LayerStore, containers_layers: Set[str], *, patience: float = PATIENCE
+    images: ImageStore,
+    layers: LayerStore,
+    containers_layers: Callable[[], Set[str]],
+    *,
+    patience: float = PATIENCE,
 ) -> Collected:
-    """Delete the layers and blobs that neither an image record nor ``containers_layers`` (keys) names.
+    """Delete the layers and blobs that neither an image record nor ``containers_layers`` (keys) names. That is
+    asked under the lock: a container that began just now counts.
 
     Holds ``locks/store`` exclusively. While a pull has it, and while a record can't be read (what it names
     is unknown), nothing is deleted: a later call finds the same garbage.
@@ -43,7 +48,7 @@ def collect(
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return _collect(images, layers, containers_layers)
+                return _collect(images, layers, containers_layers())
             except BlockingIOError:
                 if time.monotonic() >= give_up:
                     return Collected(deferred="the store is in use, by a pull perhaps")
@@ -53,22 +58,27 @@ def collect(
 
 
 def remove_image(
-    images: ImageStore, layers: LayerStore, name: str, *, force: bool = False, users: Iterable[User] = ()
+    images: ImageStore,
+    layers: LayerStore,
+    name: str,
+    *,
+    force: bool = False,
+    users: Callable[[], Iterable[User]] = tuple,
 ) -> list[tuple[str, str]]:
     """`ImageStore.remove`, then `collect`: ("Untagged" | "Deleted", what) as ``docker rmi`` prints them, a
     "Deleted" for the image ID and for each layer that went, topmost first.
 
-    ``users`` are the containers. ``force`` removes an image that one was made from; its layers stay until
-    the container goes. Raises as `ImageStore.remove` does.
+    ``users`` tells the containers of the moment. ``force`` removes an image that one was made from; its layers
+    stay until the container goes. Raises as `ImageStore.remove` does.
     """
-    users = list(users)
     order = {key: at for image in images.records() for at, key in enumerate(_keys(image, layers))}
-    done = images.remove(
-        name, force=force, in_use=lambda id: [container for image_id, _, container in users if image_id == id]
-    )
+
+    def in_use(id: str) -> list[str]:
+        return [container for image_id, _, container in users() if image_id == id]
+
+    done = images.remove(name, force=force, in_use=in_use)
     if done and done[-1][0] == "Deleted":
-        needed = {key for _, keys, _ in users for key in keys}
-        gone = collect(images, layers, needed).layers
+        gone = collect(images, layers, lambda: {key for _, keys, _ in users() for key in keys}).layers
         done += [("Deleted", key) for key in sorted(gone, key=lambda key: -order.get(key, 0))]
     return done
 

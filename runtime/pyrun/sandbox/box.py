@@ -118,23 +118,30 @@ class Box:
         self.close()
 
     def host_ids(self, uid: int, gid: int) -> tuple[int, int]:
-        """The engine's view of the container's ``uid`` and ``gid``; the engine's own where unmapped."""
+        """The engine's view of the container's ``uid`` and ``gid``. Raises `ContainerError` where unmapped."""
         linux = self.spec["linux"]
         if self.userns < 0:
             return uid, gid
-        mapped = translate(_maps(linux["uidMappings"]), uid), translate(_maps(linux["gidMappings"]), gid)
-        return (
-            self.owner[0] if mapped[0] is None else mapped[0],
-            self.owner[1] if mapped[1] is None else mapped[1],
-        )
+        mapped = []
+        for kind, key, number in (("user", "uidMappings", uid), ("group", "gidMappings", gid)):
+            outside = translate(_maps(linux[key]), number)
+            if outside is None:
+                count = sum(entry["size"] for entry in linux[key])
+                raise ContainerError(
+                    f"the {kind} id {number} is outside the container's user namespace, which has {count} ids",
+                    hint="Use a smaller one, or run with --userns=host.",
+                )
+            mapped.append(outside)
+        return mapped[0], mapped[1]
 
     def start(
-        self, rootfs: int, stdio: Sequence[int] = (), terminal_size: tuple[int, int] | None = None
+        self, rootfs: int, stdio: Sequence[int | None] = (), terminal_size: tuple[int, int] | None = None
     ) -> int:
         """Fill the namespaces by the spec and execute its process; returns once execve has succeeded.
 
         rootfs  a detached mount; stays the caller's
-        stdio   the three fds for the process, or nothing where ``process.terminal`` is set
+        stdio   the three fds for the process (None: the container's own /dev/null), or nothing where
+                ``process.terminal`` is set
         Returns the terminal's master fd, or -1.
 
         Raises `CommandNotFound`, `CommandNotExecutable`, or `ContainerError` with the step that failed; the
@@ -142,19 +149,24 @@ class Box:
         """
         prepared = mounts.prepare(self.spec, self.userns, self.owner, nodes=self.nodes)
         try:
-            fds = [rootfs, *stdio, *prepared.values()]
+            given = [fd for fd in stdio if fd is not None]
+            fds = [rootfs, *given, *prepared.values()]
             payload = marshal.dumps(
                 {
                     "spec": self.spec,
-                    "stdio": len(stdio),
+                    "stdio": [fd is not None for fd in stdio],
                     "prepared": list(prepared),
                     "size": terminal_size,
                     "nodes": self.nodes,
                 }
             )
-            if len(payload) > _MAX_MESSAGE or len(fds) > _MAX_FDS:
+            if len(payload) > _MAX_MESSAGE:
                 raise ContainerError(
-                    f"the container has too many mounts or too large an environment ({len(fds)})"
+                    f"the container's arguments and environment are too large ({len(payload)} bytes)"
+                )
+            if len(fds) > _MAX_FDS:
+                raise ContainerError(
+                    f"the container has too many mounts ({len(prepared)}; {_MAX_FDS - 4} work)"
                 )
             header = len(payload).to_bytes(4, "little") + len(fds).to_bytes(4, "little")
             try:

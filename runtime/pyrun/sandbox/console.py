@@ -24,13 +24,18 @@ def open_pair(root: int, size: tuple[int, int] | None) -> tuple[int, int]:
     master = rootfs.open_in(root, "/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY, symlinks=False)
     try:
         fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
-        slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        slave = open_peer(master)
         if size:
             set_size(master, size)
         return master, slave
     except OSError as error:
         os.close(master)
         raise ContainerError(f"can't open a terminal in the container: {error.strerror}") from error
+
+
+def open_peer(master: int) -> int:
+    """Another fd of the terminal whose master is ``master``."""
+    return fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
 
 
 def bind(root: int, slave: int) -> None:

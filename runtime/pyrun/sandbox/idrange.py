@@ -13,7 +13,7 @@ import fcntl
 import os
 import struct
 
-from ..errors import Unsupported
+from ..errors import StorageError, Unsupported
 from ..kernel.userns import read_map
 
 SIZE = 65536
@@ -69,7 +69,13 @@ def claim(directory: str, start: int) -> IdRange:
     The claim is a lock on one byte a slot of ``directory``/id-ranges: an open-file-description lock, which
     the kernel drops when the holder dies (man fcntl, "Open file description locks").
     """
-    fd = os.open(f"{directory}/id-ranges", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(f"{directory}/id-ranges", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(
+            f"can't write below {directory}: {error.strerror}",
+            hint="Free some space, or choose another --state.",
+        ) from error
     try:
         slots = list(_slots(taken_ranges()))
         for number in range(len(slots)):

@@ -100,7 +100,8 @@ def _receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
 def _run(sock: socket.socket, message: dict[str, Any], fds: list[int]) -> None:
     spec = message["spec"]
     process, linux = spec["process"], spec["linux"]
-    root_mount, stdio, prepared = fds[0], fds[1 : 1 + message["stdio"]], fds[1 + message["stdio"] :]
+    given = 1 + sum(message["stdio"])
+    root_mount, stdio, prepared = fds[0], fds[1:given], fds[given:]
     last_cap = capabilities.last_known()
     os.setsid()
 
@@ -134,7 +135,9 @@ def _run(sock: socket.socket, message: dict[str, Any], fds: list[int]) -> None:
     if slave >= 0:
         console.take(slave)
     else:
-        for number, fd in enumerate(stdio):
+        for number, is_given in enumerate(message["stdio"]):
+            # Not the host's null device: with the host's ids, root here could change that one's mode.
+            fd = stdio.pop(0) if is_given else rootfs.null_device()
             os.dup2(fd, number)
     p.cloexec_from(3)
     os.umask(process["user"].get("umask", 0o022))

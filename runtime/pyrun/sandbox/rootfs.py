@@ -135,6 +135,19 @@ def mask(root: int, paths: list[str]) -> None:
             os.close(null)
 
 
+def null_device() -> int:
+    """/dev/null of the root that this process is in, opened for reading and writing."""
+    checked = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        null = _null_device(checked)
+    finally:
+        os.close(checked)
+    try:
+        return os.open(f"/proc/self/fd/{null}", os.O_RDWR | os.O_CLOEXEC)
+    finally:
+        os.close(null)
+
+
 def _null_device(root: int) -> int:
     null = open_in(root, "/dev/null", symlinks=False)
     found = os.stat(null)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
+
+from ..errors import PyrunError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -144,14 +147,21 @@ class Staging:
                 except NotADirectoryError:
                     os.unlink(path)
                     continue
+                except FileNotFoundError:
+                    continue  # it was being renamed into place, or removed
                 if fd is not None:
                     dead.append((path, fd))
+        removed = []
         for path, fd in dead:
             try:
                 remove(path, os.path.basename(path).partition(".")[0])
+                removed.append(path)
+            except (OSError, PyrunError) as error:
+                # One that can't be removed must not stop every command; it is tried again each time.
+                print(f"pyrun: warning: can't clear up {path}: {error}", file=sys.stderr)
             finally:
                 os.close(fd)
-        return [path for path, _ in dead]
+        return removed
 
 
 class Stage:
