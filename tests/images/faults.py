@@ -26,11 +26,14 @@ class Request(BaseHTTPRequestHandler):
             headers = {name.lower(): value for name, value in self.headers.items()}
             log.write(json.dumps([self.command, self.path, headers]) + "\n")
         if self.path == "/v2/":
-            self.reply(200)
+            (server.base or Request.reply_ok)(self)
         else:
             server.answer(self)
 
     do_HEAD = do_GET  # noqa: N815
+
+    def reply_ok(self) -> None:
+        self.reply(200)
 
     def reply(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -51,6 +54,7 @@ class Request(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     answer: Callable[[Request], None]
+    base: Callable[[Request], None] | None  # the answer to /v2/; None: 200
     log: str
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -67,8 +71,11 @@ class FaultServer:
         *,
         tls: tuple[str, str] | None = None,
         address: str = "127.0.0.1",
+        port: int = 0,
+        base: Callable[[Request], None] | None = None,
     ) -> None:
-        self._server = _Server((address, 0), Request)
+        self._server = _Server((address, port), Request)
+        self._server.base = base
         self._server.answer = answer
         self._server.log = log
         self._log = log

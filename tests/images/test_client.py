@@ -29,8 +29,13 @@ DIGEST = sha256(LAYER)
 def serve(tmp_path: Path) -> Iterator[Serve]:
     running: list[FaultServer] = []
 
-    def start(answer: Callable[[Request], None], *, tls: tuple[str, str] | None = None) -> FaultServer:
-        server = FaultServer(answer, str(tmp_path / f"requests-{len(running)}"), tls=tls)
+    def start(
+        answer: Callable[[Request], None],
+        *,
+        tls: tuple[str, str] | None = None,
+        base: Callable[[Request], None] | None = None,
+    ) -> FaultServer:
+        server = FaultServer(answer, str(tmp_path / f"requests-{len(running)}"), tls=tls, base=base)
         running.append(server)
         return server.__enter__()
 
@@ -308,6 +313,57 @@ def test_an_insecure_registry_may_have_an_untrusted_certificate(
 ) -> None:
     server = serve(everything(b"{}"), tls=certificate)
     assert client(server.host, insecure=True).get_manifest("1")[0] == b"{}"
+
+
+PORTLESS = """
+import contextlib, sys
+from images.faults import FaultServer
+from images.test_client import client, everything
+certificate, log, plain = sys.argv[1:3], sys.argv[3], sys.argv[4]
+web = everything(b"", int(plain or 0), **({"location": "https://127.0.0.1/"} if plain == "301" else {}))
+with contextlib.ExitStack() as running:
+    if plain:
+        running.enter_context(FaultServer(web, log, port=80, base=web))
+    secure = running.enter_context(FaultServer(everything(b"{}"), log, tls=certificate, port=443))
+    assert client("127.0.0.1", insecure=True).get_manifest("1")[0] == b"{}"
+    try:
+        client("127.0.0.1").get_manifest("1")
+    except Exception as error:
+        assert "certificate can't be verified" in str(error), error
+    else:
+        raise SystemExit("an untrusted certificate was believed")
+"""
+
+
+@pytest.mark.parametrize("plain", ["", "301", "404", "503"])
+def test_without_a_port_tls_follows_where_plain_http_finds_no_registry(
+    tmp_path: Path, certificate: tuple[str, str], plain: str
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, for a network namespace")
+    loopback = 'ip link set lo up && exec "$@"'
+    arguments = [sys.executable, "-c", PORTLESS, *certificate, str(tmp_path / "log"), plain]
+    done = subprocess.run(
+        ["unshare", "-n", "sh", "-c", loopback, "sh", *arguments],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("status", [302, 404, 503])
+def test_a_web_server_on_loopback_is_said_to_be_no_registry(serve: Serve, status: int) -> None:
+    web = everything(b"", status, **({"location": "/"} if status == 302 else {}))
+    with pytest.raises(RegistryError, match=f"plain HTTP gives status {status} for /v2/") as caught:
+        client(serve(web, base=web).host).get_manifest("1")
+    assert "insecure" not in caught.value.hint
+
+
+def test_what_calls_itself_a_registry_is_one_whatever_its_status(serve: Serve) -> None:
+    busy = everything(b"", 503, docker_distribution_api_version="registry/2.0")
+    assert client(serve(everything(b"{}"), base=busy).host).get_manifest("1")[0] == b"{}"
 
 
 def test_a_trusted_certificate_is_enough(

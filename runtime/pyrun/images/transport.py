@@ -2,6 +2,7 @@
 
 Plain HTTP is spoken only to loopback and to hosts that registries.conf calls insecure, and then it is tried
 *first*: there is no step down from TLS to plain text after a failure, which someone on the way could cause.
+TLS follows where plain HTTP finds no registry, on port 443 for a host without a port.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class Transport:
         self._connections: dict[Origin, http.client.HTTPConnection] = {}
         self._contexts: dict[bool, ssl.SSLContext] = {}
         self._home: Address | None = None  # of the registry itself
+        self._refusal = ""  # how plain HTTP was answered by what is no registry
 
     def url(self, path: str) -> str:
         """``path`` at this registry, in the scheme it speaks; the first call may have to find that out."""
@@ -159,7 +161,18 @@ class Transport:
             connection = http.client.HTTPSConnection(host, port, timeout=CONNECT_TIMEOUT, context=context)
         else:
             connection = http.client.HTTPConnection(host, port, timeout=CONNECT_TIMEOUT)
-        connection.connect()
+        try:
+            connection.connect()
+        except ssl.SSLCertVerificationError:
+            raise
+        except ssl.SSLError as error:
+            if not self._refusal or origin != self._origin("https"):
+                raise
+            raise RegistryError(
+                f"{named(origin)} does not answer as a registry:"
+                f" plain HTTP gives {self._refusal} for /v2/, and TLS fails ({error.reason or error})",
+                hint="Check host and port. A registry answers /v2/ with status 200 or 401.",
+            ) from error
         connection.sock.settimeout(IDLE_TIMEOUT)
         self._connections[origin] = connection
         return connection, True
@@ -192,17 +205,30 @@ class Transport:
         return context
 
     def _speaks_plain_http(self) -> bool:
-        """Whether a registry answers plain HTTP at this host. A TLS server answers 400, or not in HTTP."""
+        """Whether a registry answers plain HTTP at this host, which is 200 or 401 to ``GET /v2/``, or the
+        header that distribution sends. A TLS server answers 400, or not in HTTP; a web server redirects.
+
+        Raises `RegistryError` where the host can't be reached, unless it has no port: then 443 is left to try.
+        """
         origin, target = _parsed(f"http://{self.host}/v2/")
         connection = http.client.HTTPConnection(origin[1], origin[2], timeout=CONNECT_TIMEOUT)
         try:
-            with _explained(origin):
-                connection.connect()
+            try:
+                with _explained(origin):
+                    connection.connect()
+            except RegistryError:
+                if urlsplit(f"//{self.host}").port is not None:
+                    raise
+                return False
             try:
                 connection.request("GET", target, headers={"User-Agent": _USER_AGENT})
-                return connection.getresponse().status not in (400, *_REDIRECTS)
+                answer = connection.getresponse()
             except (http.client.HTTPException, OSError):
                 return False
+            if answer.status in (200, 401) or answer.headers.get("Docker-Distribution-Api-Version"):
+                return True
+            self._refusal = f"status {answer.status}"
+            return False
         finally:
             connection.close()
 
