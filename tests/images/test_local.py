@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from pyrun.errors import ConfigError, Conflict, InvalidReference, NotFound
 from pyrun.images.digest import sha256
 from pyrun.images.local import ImageStore, file_name
+from pyrun.images.platform import host
 from pyrun.images.record import Image, ImageLayer
 from pyrun.images.reference import Reference
 
@@ -160,8 +162,9 @@ def test_an_image_whose_tag_moved_stays_reachable(images: ImageStore) -> None:
     images.put(image("redis", 2))
     assert sorted(names(images)) == [
         "docker.io/library/redis:latest",
-        f"docker.io/library/redis@{sha256(b'index 1')}",
+        f"docker.io/library/redis@{sha256(b'manifest 1')}",
     ]
+    assert images.get(f"redis@{sha256(b'index 1')}").id == sha256(b"config 1")
     assert images.get(sha256(b"config 1")).id == sha256(b"config 1")
 
 
@@ -176,6 +179,88 @@ def test_a_name_by_digest_hides_behind_a_tag_of_the_same_image(images: ImageStor
     images.put(image(f"redis@{sha256(b'index 0')}"))
     images.put(image("redis:7"))
     assert names(images) == ["docker.io/library/redis:7"]
+
+
+HOST = str(host())
+FOREIGN = "linux/s390x" if "s390x" not in HOST else "linux/amd64"
+
+
+def of_platform(name: str, number: int, platform: str) -> Image:
+    """An image of the index 0, which lists several."""
+    made = image(name, number)
+    made.digest, made.platform = sha256(b"index 0"), platform
+    return made
+
+
+@pytest.mark.parametrize("last", [HOST, FOREIGN])
+@pytest.mark.parametrize("tagged", [False, True])
+def test_an_index_digest_stands_for_the_hosts_image_whichever_came_last(
+    images: ImageStore, last: str, tagged: bool
+) -> None:
+    by_index = f"redis@{sha256(b'index 0')}"
+    numbers = {HOST: 1, FOREIGN: 2}
+    for platform in sorted(numbers, key=lambda platform: platform == last):
+        images.put(of_platform("redis:7" if tagged else by_index, numbers[platform], platform))
+    assert images.get(by_index).platform == HOST
+    for number in numbers.values():
+        assert images.get(f"redis@{sha256(b'manifest %d' % number)}").id == sha256(b"config %d" % number)
+
+
+def test_an_index_digest_follows_the_default_platform(
+    images: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_index = f"redis@{sha256(b'index 0')}"
+    images.put(of_platform(by_index, 1, HOST))
+    images.put(of_platform(by_index, 2, FOREIGN))
+    monkeypatch.setenv("DOCKER_DEFAULT_PLATFORM", FOREIGN)
+    assert images.get(by_index).platform == FOREIGN
+
+
+def test_an_image_whose_moved_tag_left_it_a_digest_outlives_the_next_platform(images: ImageStore) -> None:
+    images.put(of_platform("redis:7", 1, HOST))
+    for number, platform in ((2, FOREIGN), (3, "linux/riscv64"), (4, "linux/ppc64le")):
+        images.put(of_platform("redis:7", number, platform))
+    assert {found.id for found in images.list()} == {sha256(b"config %d" % n) for n in range(1, 5)}
+
+
+def test_a_name_by_index_digest_is_removed_one_platform_at_a_time(images: ImageStore) -> None:
+    by_index = f"redis@{sha256(b'index 0')}"
+    images.put(of_platform(by_index, 1, HOST))
+    images.put(of_platform(by_index, 2, FOREIGN))
+    assert images.remove(by_index) == [("Untagged", by_index), ("Deleted", sha256(b"config 1"))]
+    assert images.remove(by_index) == [("Untagged", by_index), ("Deleted", sha256(b"config 2"))]
+
+
+def test_a_pull_by_the_manifests_digest_keeps_the_index_digest_known(images: ImageStore) -> None:
+    images.put(image(f"redis@{sha256(b'index 0')}"))
+    direct = image(f"redis@{sha256(b'manifest 0')}")
+    direct.digest = direct.manifest
+    images.put(direct)
+    assert images.get(f"redis@{sha256(b'index 0')}").id == sha256(b"config 0")
+    assert len(images.list()) == 1
+
+
+def test_a_tag_never_revives_an_image_that_is_being_removed(images: ImageStore) -> None:
+    images.put(image("redis"))
+    reader, gate = os.pipe()
+    pid = os.fork()  # before the lock is taken: a copy of its descriptor would share it
+    if not pid:
+        code = 1
+        try:
+            os.read(reader, 1)
+            images.tag("redis", "other")
+        except NotFound:
+            code = 10
+        finally:
+            os._exit(code)
+    os.close(reader)
+    with images._changing():
+        os.write(gate, b"x")
+        time.sleep(0.2)
+        os.unlink(os.path.join(images.path, file_name("docker.io/library/redis:latest")))
+    os.close(gate)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 10
+    assert images.list() == []
 
 
 # --- removing

@@ -136,7 +136,8 @@ def test_a_moved_tag_is_newer_and_shares_layers_with_the_old_image(
     assert result.image.id == new.config_digest
     assert engine.states(short(new.layer_digests[0])) == ["Already exists"]
     # The old image lost its tag, and is found by its digest and ID.
-    assert engine.images.get(old.config_digest).reference == f"docker.io/{repository}@{old.digest}"
+    assert engine.images.get(old.config_digest).reference == f"docker.io/{repository}@{old.manifest_digest}"
+    assert engine.images.get(f"{repository}@{old.digest}").id == old.config_digest
 
 
 def test_the_digest_decides_over_the_tag_beside_it(
@@ -224,6 +225,21 @@ def test_another_platforms_image_can_be_asked_for(
     assert other.image.platform == f"linux/{OTHER_ARCHITECTURE}"
     assert (other.image.digest, own.digest) == (pushed.digest, pushed.digest)
     assert other.image.id != own.id
+
+
+def test_two_platforms_of_one_index_digest_stand_side_by_side(
+    engine: Engine, registry: Registry, repository: str
+) -> None:
+    pushed = registry.push_image(repository, "1", [ONE])
+    name = f"{repository}@{pushed.digest}"
+    own = engine.pull(name).image
+    other = engine.pull(name, f"linux/{OTHER_ARCHITECTURE}").image
+    assert {image.id for image in engine.images.list()} == {own.id, other.id}
+    assert engine.images.get(name).id == own.id
+    for platform, manifest in ((None, own.manifest), (f"linux/{OTHER_ARCHITECTURE}", other.manifest)):
+        assert not engine.pull(name, platform).newer
+        assert not engine.pull(f"{repository}@{manifest}", platform).newer
+        assert not engine.pull(name, platform).newer
 
 
 def test_a_config_for_another_platform_than_the_index_says_is_refused(

@@ -1,5 +1,7 @@
 """The local images: one record a name, ``<root>/images/<quoted reference>.json``.
 
+A name by digest is that of the platform's manifest: an index's digest stands for as many images as it lists.
+
 On the path of `run`: `ImageStore.get` by reference is one read of one file, and imports os and json.
 Reads take no lock. Writers hold ``locks/images`` and replace whole files.
 """
@@ -61,6 +63,7 @@ class ImageStore:
     def get(self, name: str) -> Image:
         """The image of a reference, an ID or a unique prefix of one ("sha256:" optional), in that order.
 
+        Of several images behind an index's digest, one for DOCKER_DEFAULT_PLATFORM, else for the host.
         Raises `NotFound`, `InvalidReference`, `Conflict` (an ambiguous prefix) or `ConfigError` (the
         record is damaged).
         """
@@ -70,12 +73,14 @@ class ImageStore:
             if image is not None:
                 return image
             if reference.digest is not None:
-                for image in self.list():
-                    if (
-                        image.digest == reference.digest
-                        and _repository(image.reference) == reference.repository
-                    ):
-                        return image
+                named = [
+                    image
+                    for image in self.records()
+                    if reference.digest in (image.digest, image.manifest)
+                    and _repository(image.reference) == reference.repository
+                ]
+                if named:
+                    return _preferred(named)
         found = self._by_id(name)
         if found:
             return found[0]
@@ -149,17 +154,26 @@ class ImageStore:
     def put(self, image: Image) -> None:
         """Write the record of ``image.reference``; an image that so loses its last name keeps one by digest.
 
-        Atomic and durable; the content it names must be in the stores already.
+        A reference by digest becomes that of the image's manifest. Atomic and durable; the content it names
+        must be in the stores already.
         """
         with self._changing():
-            try:
-                before = self._read(file_name(image.reference), image.reference)
-            except ConfigError:
-                before = None
-            if before is not None and before.id != image.id:
-                self._keep_by_digest(before)
-            self._write(image)
-            self._publish()
+            self._put(image)
+
+    def _put(self, image: Image) -> None:
+        by_digest = "@" in image.reference
+        if by_digest:
+            image = _by_manifest(image)
+        try:
+            before = self._read(file_name(image.reference), image.reference)
+        except ConfigError:
+            before = None
+        if before is not None and before.id != image.id:
+            self._keep_by_digest(before)
+        elif before is not None and by_digest and image.digest == image.manifest:
+            image.digest = before.digest  # the index's, by which it is known too
+        self._write(image)
+        self._publish()
 
     def tag(self, source: str, target: str) -> Image:
         """Give the image ``source`` the name ``target`` too; the new record.
@@ -171,13 +185,14 @@ class ImageStore:
             raise InvalidReference(
                 f"{target!r} can't be the name of a tag: it has a digest", hint='For example "app:1.0".'
             )
-        image = self.get(source)
-        record = image.to_json()
-        record["reference"] = reference.canonical
-        if _repository(image.reference) != reference.repository:
-            record["digest"] = ""
-        copy = Image.from_json(record)
-        self.put(copy)
+        with self._changing():
+            image = self.get(source)  # under the lock: `remove` may be taking it
+            record = image.to_json()
+            record["reference"] = reference.canonical
+            if _repository(image.reference) != reference.repository:
+                record["digest"] = ""
+            copy = Image.from_json(record)
+            self._put(copy)
         return copy
 
     def remove(self, name: str, *, force: bool = False, in_use: InUse = lambda _: ()) -> Lines:
@@ -198,7 +213,9 @@ class ImageStore:
                 assert reference is not None
                 return [("Untagged", reference.familiar)]
             every = [i for i in self.records() if i.id == image.id]
-            if reference is not None and image.reference == reference.canonical:
+            if reference is not None and (
+                image.reference == reference.canonical or (reference.digest and "@" in image.reference)
+            ):
                 going = [i for i in every if i.reference == image.reference]
                 repository = _repository(image.reference)
                 left = [i for i in every if i not in going and _repository(i.reference) == repository]
@@ -280,9 +297,7 @@ class ImageStore:
         others = [i for i in self.records() if i.id == image.id and i.reference != image.reference]
         if others:
             return
-        record = image.to_json()
-        record["reference"] = f"{_repository(image.reference)}@{image.digest or image.manifest}"
-        self._write(Image.from_json(record))
+        self._write(_by_manifest(image))
 
     def _untag(self, going: Images, every: Images) -> Lines:
         done: list[tuple[str, str]] = []
@@ -291,7 +306,10 @@ class ImageStore:
                 os.unlink(os.path.join(self.path, file_name(image.reference)))
             except FileNotFoundError:
                 pass
-            done.append(("Untagged", Reference.parse(image.reference).familiar))
+            name = image.reference
+            if "@" in name and image.digest:
+                name = f"{_repository(name)}@{image.digest}"  # what it was pulled by
+            done.append(("Untagged", Reference.parse(name).familiar))
         left = {_repository(i.reference) for i in every if i not in going}
         for repository in dict.fromkeys(_repository(i.reference) for i in going):
             digests = [i.digest for i in going if i.digest and _repository(i.reference) == repository]
@@ -349,6 +367,21 @@ def satisfies(image: Image, platform: str | None) -> bool:
 
     os, architecture, variant = (*image.platform.split("/"), "", "")[:3]
     return suits(wanted(platform), os, architecture, variant)
+
+
+def _preferred(images: Images) -> Image:
+    """The one that suits the platform `satisfies` takes for None; of such, a name by digest first."""
+    if len(images) > 1:
+        images.sort(key=lambda image: image.reference)
+        images.sort(key=lambda image: (not satisfies(image, None), "@" not in image.reference))
+    return images[0]
+
+
+def _by_manifest(image: Image) -> Image:
+    """A copy, named by the digest of its manifest."""
+    record = image.to_json()
+    record["reference"] = f"{_repository(image.reference)}@{image.manifest}"
+    return Image.from_json(record)
 
 
 def _reference(name: str) -> Reference | None:

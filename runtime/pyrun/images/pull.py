@@ -84,18 +84,21 @@ class _Pull:
         self._say(self.reference.digest or str(self.reference.tag), f"Pulling from {self.reference.path}")
         keys = layer_keys(resolved.config.rootfs.diff_ids, chained=self.layers.chained)
         fetched = self._fetch(resolved, keys)
-        before = self.images.record(self.reference)
-        newer = before is None or (before.digest, before.manifest) != (
-            resolved.digest,
-            resolved.manifest_digest,
-        )
-        if newer or fetched or before is None:
+        newer = self._newer(resolved)
+        image = self._record(resolved, keys)
+        if newer or fetched:
             self.layers.sync()
-            image = self._record(resolved, keys)
             self.images.put(image)
-        else:
-            image = before
         return PullResult(image, newer)
+
+    def _newer(self, resolved: Resolved) -> bool:
+        """Whether the local record of the name, if there is one, stands for something else."""
+        by_digest = self.reference.digest is not None
+        name = self.reference.with_digest(resolved.manifest_digest) if by_digest else self.reference
+        before = self.images.record(name)
+        if before is None or before.manifest != resolved.manifest_digest:
+            return True
+        return resolved.digest != before.digest and not (by_digest and resolved.digest == before.manifest)
 
     def _record(self, resolved: Resolved, keys: Sequence[str]) -> Image:
         manifest, config = resolved.manifest, resolved.config
