@@ -79,6 +79,37 @@ def test_a_wrong_size_in_the_descriptor_is_refused(
     refused(engine, f"{repository}:1", DigestMismatch, pushed.layer_digests[0])
 
 
+@pytest.mark.parametrize("unpacked", [True, False])
+@pytest.mark.parametrize("off", [-1, 1])
+def test_a_manifest_that_is_wrong_about_a_stored_blob_costs_nothing_of_the_honest_image(
+    engine: Engine, registry: Registry, repository: str, off: int, unpacked: bool, one: bytes
+) -> None:
+    honest = registry.push_image(repository, "1", [one], compression=("gzip",))
+    digest = honest.layer_digests[0]
+    size = registry.blob_path(digest).stat().st_size
+    registry.push_image(repository, "2", [one], compression=("gzip",), sizes=[size + off])
+    engine.pull(f"{repository}:1")
+    if not unpacked:
+        engine.layers.remove(honest.diff_ids[0])
+    registry.delete(digest)  # were the stored one given up, no other could be had
+    with pytest.raises(ImageError, match=f"has {size + off} bytes, and the blob has {size}") as caught:
+        engine.pull(f"{repository}:2")
+    assert type(caught.value) is ImageError
+    assert engine.content.intact(digest)
+    assert engine.pull(f"{repository}:1").image.id == honest.config_digest
+    assert [image.reference for image in engine.images.list()] == [f"docker.io/{repository}:1"]
+
+
+def test_a_stored_blob_that_was_cut_short_is_fetched_again(
+    engine: Engine, registry: Registry, repository: str, one: bytes
+) -> None:
+    pushed = registry.push_image(repository, "1", [one])
+    engine.pull(f"{repository}:1")
+    os.truncate(engine.content.blob_path(pushed.layer_digests[0]), 1000)
+    engine.pull(f"{repository}:1")
+    assert engine.content.intact(pushed.layer_digests[0])
+
+
 def test_a_wrong_diff_id_is_refused_and_the_good_blob_kept(
     engine: Engine, registry: Registry, repository: str, one: bytes
 ) -> None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from ..errors import DigestMismatch, LayerError, RegistryError, StorageError
+from ..errors import DigestMismatch, ImageError, LayerError, RegistryError, StorageError
 from .codec import Buffer, decompressed
 from .content import ContentStore, mismatch
 from .digest import hasher, short
@@ -162,9 +162,11 @@ class StoredBlob(LayerBlob):
                 state.update(buffer[:count])
                 self._report("Extracting", seen, self.size)
                 yield buffer[:count]
-        if seen != self.size or state.hexdigest() != self.digest.partition(":")[2]:
+        if state.hexdigest() != self.digest.partition(":")[2]:
             raise mismatch(self.digest, f"the copy in {self._content.path} changed")
         self.intact = True
+        if seen != self.size:
+            raise wrong_size(self.digest, self.size, seen)
 
 
 class RegistryBlob(StoredBlob):
@@ -218,6 +220,14 @@ class RegistryBlob(StoredBlob):
             self.intact = True
             self._report("Download complete", self.size, self.size)
             self._report("Extracting", self.size, self.size)
+
+
+def wrong_size(digest: str, said: int, found: int) -> ImageError:
+    """For a manifest that tells another size of a blob than the one with that digest has."""
+    return ImageError(
+        f"the manifest says that layer {digest} has {said} bytes, and the blob has {found}",
+        hint="The image is broken: it has to be built or pushed again.",
+    )
 
 
 def _mapped_ids() -> int:

@@ -64,6 +64,15 @@ class ContentStore:
             )
         return data
 
+    def intact(self, digest: str) -> bool:
+        """Whether the blob's content is what its name says; reads all of it. `StorageError` if missing."""
+        state = hasher(digest)
+        buffer = memoryview(bytearray(256 << 10))
+        with self.open(digest) as file:
+            while count := file.readinto(buffer):
+                state.update(buffer[:count])
+        return state.hexdigest() == digest.partition(":")[2]
+
     def add_bytes(self, data: bytes, digest: str) -> None:
         """Store ``data`` under ``digest``; nothing happens if it is there already."""
         writer = self.writer(digest, len(data))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import DigestMismatch, ImageError, RegistryError
-from .blob import LayerBlob, RegistryBlob, Report, StoredBlob
+from .blob import LayerBlob, RegistryBlob, Report, StoredBlob, wrong_size
 from .client import RegistryClient
 from .digest import short
 from .record import ImageLayer
@@ -64,10 +64,25 @@ class LayerFetch:
         """Keep the compressed blob, and check that it unpacks to the diff_id."""
         self._through(LayerBlob.verify, _sparse(report))
 
+    def stored(self) -> bool:
+        """Whether the blob is stored, of the size that the manifest says. A damaged one is removed.
+
+        Raises `ImageError` where the blob is sound, so that the manifest must be wrong about its size.
+        """
+        if not self._content.has(self.digest):
+            return False
+        found = self._content.size(self.digest)
+        if found == self._layer.size:
+            return True
+        if self._content.intact(self.digest):
+            raise wrong_size(self.digest, self._layer.size, found)
+        self._content.remove(self.digest)
+        return False
+
     def _through(self, use: Callable[[LayerBlob], None], report: Report) -> LayerBlob:
         """``use`` the blob of the first source whose bytes are what they should be; that blob."""
         blob: LayerBlob
-        if self._content.has(self.digest):
+        if self.stored():
             blob = StoredBlob(self._content, self._layer, self._annotations, report)
             try:
                 use(blob)

@@ -128,7 +128,7 @@ class _Pull:
             fetch = LayerFetch(layer, diff_id, key, self.content, self.layers, resolved.clients)
             stack.append(fetch)
             pair = (layer.digest, diff_id)
-            if pair in proven and self.content.has(layer.digest) and self.layers.find(key) is not None:
+            if pair in proven and fetch.stored() and self.layers.find(key) is not None:
                 self._say(short(layer.digest), "Already exists")
             elif pair not in plan:
                 self._say(short(layer.digest), "Pulling fs layer")
