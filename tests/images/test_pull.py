@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from support.registry import (
 )
 
 from .conftest import Engine
-from .faults import closed_port
+from .faults import FaultServer, Request, closed_port
 
 if TYPE_CHECKING:
     from pyrun.storage.contract import Blob
@@ -279,6 +279,30 @@ def test_an_unreachable_mirror_gives_way_to_the_next(
     pushed = registry.push_image(repository, "1", [ONE])
     engine.conf.write_text(mirrors(f"127.0.0.1:{closed_port()}", registry.host, f"127.0.0.1:{closed_port()}"))
     assert engine.pull(f"{repository}:1").image.id == pushed.config_digest
+
+
+EMPTY = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
+BROKEN: dict[str, tuple[Callable[[Request], None], str]] = {
+    "web": (lambda request: request.reply(200, b"<html>", content_type="text/html"), "not acceptable JSON"),
+    "empty": (lambda request: request.document(EMPTY, OCI_INDEX), "has no image for"),
+    "oversized": (lambda request: request.reply(200, bytes((4 << 20) + 1)), "larger than 4 MiB"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_mirror_that_serves_no_image_gives_way_to_the_next(
+    engine: Engine, registry: Registry, repository: str, tmp_path: Path, kind: str
+) -> None:
+    pushed = registry.push_image(repository, "1", [ONE])
+    answer, reason = BROKEN[kind]
+    with FaultServer(answer, str(tmp_path / "requests")) as mirror:
+        engine.conf.write_text(mirrors(mirror.host, registry.host))
+        assert engine.pull(f"{repository}:1").image.id == pushed.config_digest
+        engine.conf.write_text(mirrors(mirror.host, f"127.0.0.1:{closed_port()}"))
+        with pytest.raises(ImageError) as caught:
+            engine.pull(f"{repository}:2")
+        assert reason in caught.value.message
+        assert "connection refused" in caught.value.message
 
 
 def test_when_all_places_fail_each_ones_reason_is_told(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import DigestMismatch, ImageError, ManifestUnknown, PlatformUnavailable, RegistryError
+from ..errors import DigestMismatch, ImageError, ManifestUnknown, PlatformUnavailable
 from .client import RegistryClient
 from .content import ContentStore
 from .model import (
@@ -45,7 +45,7 @@ def resolve(
     reference: Reference, platform: Platform, content: ContentStore, clients: Sequence[RegistryClient]
 ) -> Resolved:
     """Ask each client in turn; store what is fetched. One that can't be reached, or lacks the image, or
-    serves damaged content gives way to the next.
+    serves damaged content or what is no image gives way to the next.
 
     Raises `ImageError` or one of its kinds; where all failed, the message has every endpoint's reason.
     """
@@ -53,7 +53,7 @@ def resolve(
     for at, client in enumerate(clients):
         try:
             return _resolve(reference, platform, content, client, [*clients[at:], *clients[:at]])
-        except (RegistryError, DigestMismatch) as error:
+        except ImageError as error:
             failures.append((client, error))
     raise all_failed(reference.familiar, failures)
 
