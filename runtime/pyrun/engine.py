@@ -206,7 +206,14 @@ class Engine:
         """Remove a container with its writable layer and anonymous volumes; a running one only by force."""
         store = self._open()
         containers = self._containers()
-        containers.remove(containers.find(name), force=force, remove=store.remove)
+        id = containers.find(name)
+        image_id = containers.load(id).image_id
+        containers.remove(id, force=force, remove=store.remove)
+        if not any(image.id == image_id for image in self._images().records()):
+            # `rmi -f` left the layers to this container: it may have been their last user.
+            from .images.gc import collect
+
+            collect(self._images(), store.layers, lambda: {key for c in containers.all() for key in c.layers})
 
     # --- both
 

@@ -83,6 +83,7 @@ def test_an_image_in_use_is_only_removed_by_force_and_its_container_still_has_it
         (fresh.root / "layers/overlay" / id.removeprefix("sha256:")).is_dir() for id in container.layers
     )
     engine.remove_container("user")
+    assert [p.name for p in (fresh.root / "layers/overlay").iterdir() if not p.name.startswith(".")] == []
 
 
 def test_a_pull_tells_its_progress(empty: Pyrun, monkeypatch: pytest.MonkeyPatch) -> None:
