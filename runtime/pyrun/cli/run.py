@@ -93,7 +93,7 @@ def run(
         typer.Option(
             "--userns",
             metavar="MODE",
-            help="'host': run in the caller's user namespace",
+            help="'auto' (a namespace of its own) or 'host' (the caller's)",
             autocompletion=shared.one_of("host"),
         ),
     ] = None,
