@@ -62,8 +62,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return paths
 
 
-def client(host: str, *, insecure: bool = False) -> RegistryClient:
-    return RegistryClient(Endpoint(host, "team/app", "1", insecure, False), "app:1")
+def client(host: str, *, insecure: bool = False, patience: float = 60) -> RegistryClient:
+    return RegistryClient(Endpoint(host, "team/app", "1", insecure, False), "app:1", patience=patience)
 
 
 def everything(content: bytes | None, status: int = 200, **headers: str) -> Callable[[Request], None]:
@@ -165,6 +165,80 @@ def test_an_answer_that_breaks_off_is_an_error(serve: Serve) -> None:
 def test_an_encoded_blob_is_refused(serve: Serve) -> None:
     with pytest.raises(RegistryError, match="encoding 'gzip'"):
         client(serve(everything(LAYER, content_encoding="gzip")).host).open_blob(DIGEST)
+
+
+def without_end(start: bytes, again: bytes, pause: float) -> Callable[[Request], None]:
+    def answer(request: Request) -> None:
+        request.wfile.write(start)
+        while True:
+            request.wfile.write(again)
+            time.sleep(pause)
+
+    return answer
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+SLOW = {
+    "a header drips": (HEAD + b"X-Padding: ", b"a", 0.02),
+    "the head stops": (HEAD, b"", 0.02),
+    "interim answers drip": (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.02),
+    "interim answers flood": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 500, 0),
+    "the body drips": (HEAD + b"Content-Length: 1000000\r\n\r\n", b"a", 0.02),
+    "chunks drip": (CHUNKED, b"1\r\na\r\n", 0.02),
+    "trailers flood": (CHUNKED + b"1\r\na\r\n0\r\n", b"X-More: x\r\n" * 500, 0),
+}
+
+
+@pytest.mark.parametrize("way", SLOW)
+@pytest.mark.parametrize("kind", ["manifest", "layer"])
+def test_an_answer_that_never_gets_anywhere_is_given_up(serve: Serve, way: str, kind: str) -> None:
+    connected = client(serve(without_end(*SLOW[way])).host, patience=0.3)
+    began = time.monotonic()
+    with pytest.raises(RegistryError, match="does not answer in time"):
+        if kind == "manifest":
+            connected.get_manifest("1")
+        else:
+            buffer = memoryview(bytearray(64 << 10))
+            response = connected.open_blob(DIGEST)
+            while response.readinto(buffer):
+                pass
+    assert time.monotonic() - began < 3
+
+
+def test_a_layer_that_makes_progress_may_take_longer_than_a_document(serve: Serve) -> None:
+    piece = bytes(64 << 10)
+
+    def slowly(request: Request) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(10 * len(piece)))
+        request.end_headers()
+        for _ in range(10):
+            request.wfile.write(piece)
+            time.sleep(0.1)
+
+    response = client(serve(slowly).host, patience=0.5).open_blob(DIGEST)
+    buffer = memoryview(bytearray(len(piece)))
+    assert sum(iter(lambda: response.readinto(buffer), 0)) == 10 * len(piece)
+
+
+def test_time_that_the_client_itself_takes_does_not_count(serve: Serve) -> None:
+    connected = client(serve(everything(LAYER)).host, patience=0.2)
+    response = connected.open_blob(DIGEST)
+    time.sleep(0.4)
+    buffer = memoryview(bytearray(100))
+    assert response.readinto(buffer) == len(LAYER)
+    time.sleep(0.4)
+    assert response.readinto(buffer) == 0
+    assert connected.get_blob(DIGEST, len(LAYER)) == LAYER
+
+
+def test_a_registry_that_drips_its_first_answer_is_given_up(serve: Serve) -> None:
+    drips = without_end(HEAD + b"X-Padding: ", b"a", 0.02)
+    began = time.monotonic()
+    with pytest.raises(RegistryError):
+        client(serve(drips, base=drips).host, patience=0.3).get_manifest("1")
+    assert time.monotonic() - began < 3
 
 
 # --- redirects

@@ -13,22 +13,23 @@ from .digest import digest_like, is_digest, sha256
 from .model import DOCKER_INDEX, DOCKER_MANIFEST, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST
 from .printable import printable
 from .registries import Endpoint
-from .transport import Response, Transport
+from .transport import PATIENCE, Response, Transport
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST))
 MAX_ERROR_BODY = 1 << 20
 
 
 class RegistryClient:
-    """One repository at one `Endpoint`. ``name`` is the image's name in messages, as the user knows it.
+    """One repository at one `Endpoint`. ``name`` is the image's name in messages, as the user knows it;
+    ``patience`` the seconds a slow answer gets (`pyrun.images.transport.PATIENCE`).
 
     Connections must not be shared across fork: `close` before forking; the next request opens new ones.
     """
 
-    def __init__(self, endpoint: Endpoint, name: str) -> None:
+    def __init__(self, endpoint: Endpoint, name: str, *, patience: float = PATIENCE) -> None:
         self.endpoint = endpoint
         self.name = name
-        self._transport = Transport(endpoint.host, insecure=endpoint.insecure)
+        self._transport = Transport(endpoint.host, insecure=endpoint.insecure, patience=patience)
         self._authorizer = Authorizer(self._transport, f"repository:{endpoint.path}:pull")
 
     def close(self) -> None:

@@ -71,7 +71,7 @@ class ContentStore:
         with self.open(digest) as file:
             while count := file.readinto(buffer):
                 state.update(buffer[:count])
-        return state.hexdigest() == digest.partition(":")[2]
+        return bool(state.hexdigest() == digest.partition(":")[2])
 
     def add_bytes(self, data: bytes, digest: str) -> None:
         """Store ``data`` under ``digest``; nothing happens if it is there already."""

@@ -8,9 +8,13 @@ TLS follows where plain HTTP finds no registry, on port 443 for a host without a
 from __future__ import annotations
 
 import http.client
+import io
 import ipaddress
 import socket
 import ssl
+import time
+from functools import partial
+from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from ..errors import RegistryError
@@ -18,6 +22,8 @@ from .printable import printable
 
 CONNECT_TIMEOUT = 15.0  # seconds
 IDLE_TIMEOUT = 60.0  # seconds without a byte
+PATIENCE = 60.0  # seconds for an answer's head, for a small body, and for each MIN_PROGRESS of a large one
+MIN_PROGRESS = 64 << 10  # bytes
 MAX_REDIRECTS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _USER_AGENT = "pyrun"
@@ -31,9 +37,16 @@ class Response:
     """An answer whose body has not been read. Read it to its end, or `close` it, before the next request."""
 
     def __init__(
-        self, raw: http.client.HTTPResponse, connection: http.client.HTTPConnection, origin: Origin
+        self,
+        raw: http.client.HTTPResponse,
+        connection: http.client.HTTPConnection,
+        origin: Origin,
+        deadline: Deadline,
+        patience: float,
     ) -> None:
         self.raw = raw
+        self._deadline = deadline
+        self._patience = patience
         self.status = raw.status
         self.origin = origin
         self._connection = connection
@@ -44,8 +57,12 @@ class Response:
         return ", ".join(values) if values else None
 
     def read(self, limit: int) -> bytes | None:
-        """The whole body, None if it is longer than ``limit`` bytes (the connection is closed then)."""
+        """The whole body, None if it is longer than ``limit`` bytes (the connection is closed then).
+
+        It has to be there in `PATIENCE`.
+        """
         with _explained(self.origin):
+            self._deadline.allow(self._patience)
             body = self.raw.read(limit + 1)
             short = self.raw.length  # what Content-Length promised and did not come
         if len(body) > limit:
@@ -57,8 +74,12 @@ class Response:
         return body
 
     def readinto(self, buffer: memoryview) -> int:
-        """Up to ``len(buffer)`` bytes of the body; 0 at its end, or where the connection ended early."""
+        """Up to ``len(buffer)`` bytes of the body; 0 at its end, or where the connection ended early.
+
+        Slower than `MIN_PROGRESS` each `PATIENCE` is an error. The time between two calls does not count.
+        """
         with _explained(self.origin):
+            self._deadline.allow(self._patience * max(1.0, len(buffer) / MIN_PROGRESS))
             return self.raw.readinto(buffer)
 
     def discard(self) -> None:
@@ -71,11 +92,60 @@ class Response:
         self._connection.close()
 
 
+class Deadline:
+    """Until when reads may wait. A server that sends a byte now and then never meets a socket's timeout, and
+    one that sends interim answers or trailers without end is read inside one call of http.client."""
+
+    def __init__(self, seconds: float) -> None:
+        self.allow(seconds)
+
+    def allow(self, seconds: float) -> None:
+        """Start anew: ``seconds`` from now."""
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds until then, at most `IDLE_TIMEOUT`. Raises TimeoutError where there are none."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return min(left, IDLE_TIMEOUT)
+
+
+class _TimedReader(io.RawIOBase):
+    """A socket's bytes, under a deadline."""
+
+    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
+        super().__init__()
+        self._socket = sock
+        self._raw = sock.makefile("rb", buffering=0)  # counted by the socket, which stays open as long
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        self._socket.settimeout(self._deadline.left())
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()
+
+
+class _TimedResponse(http.client.HTTPResponse):
+    def __init__(self, deadline: Deadline, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp.close()
+        self.fp = io.BufferedReader(_TimedReader(sock, deadline))
+
+
 class Transport:
     """Requests to one registry and to where it redirects. Connections are kept; not safe across fork."""
 
-    def __init__(self, host: str, *, insecure: bool) -> None:
+    def __init__(self, host: str, *, insecure: bool, patience: float = PATIENCE) -> None:
         self.host = host
+        self.patience = patience
         self.insecure = insecure
         self.plain_allowed = insecure or is_loopback(host)
         self._scheme = "" if self.plain_allowed else "https"
@@ -139,8 +209,11 @@ class Transport:
                 connection, fresh = self._connected(origin)
                 self._check_peer(origin, connection)
                 try:
+                    connection.sock.settimeout(IDLE_TIMEOUT)
                     connection.request(method, target, headers=headers)
-                    return Response(connection.getresponse(), connection, origin)
+                    deadline = Deadline(self.patience)
+                    raw = _answer(connection, deadline)
+                    return Response(raw, connection, origin, deadline, self.patience)
                 except (http.client.RemoteDisconnected, ConnectionError, http.client.CannotSendRequest):
                     # A kept connection may have been closed by the other side since; a fresh one may not.
                     connection.close()
@@ -173,7 +246,6 @@ class Transport:
                 f" plain HTTP gives {self._refusal} for /v2/, and TLS fails ({error.reason or error})",
                 hint="Check host and port. A registry answers /v2/ with status 200 or 401.",
             ) from error
-        connection.sock.settimeout(IDLE_TIMEOUT)
         self._connections[origin] = connection
         return connection, True
 
@@ -222,7 +294,10 @@ class Transport:
                 return False
             try:
                 connection.request("GET", target, headers={"User-Agent": _USER_AGENT})
-                answer = connection.getresponse()
+                answer = _answer(connection, Deadline(self.patience))
+            except TimeoutError:
+                self._refusal = "no answer in time"
+                return False
             except (http.client.HTTPException, OSError):
                 return False
             if answer.status in (200, 401) or answer.headers.get("Docker-Distribution-Api-Version"):
@@ -234,6 +309,12 @@ class Transport:
 
 
 _PLAIN_HINT = "Plain HTTP is spoken to loopback, and to hosts that registries.conf marks insecure = true."
+
+
+def _answer(connection: http.client.HTTPConnection, deadline: Deadline) -> http.client.HTTPResponse:
+    """The head of the answer to a request that was sent."""
+    connection.response_class = partial(_TimedResponse, deadline)  # type: ignore[assignment]
+    return connection.getresponse()
 
 
 def is_loopback(host: str) -> bool:
