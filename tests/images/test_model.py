@@ -41,6 +41,15 @@ def test_a_manifest_and_an_index_are_told_apart_by_what_they_were_served_as() ->
     assert isinstance(parse_manifest(docker, model.DOCKER_MANIFEST + "; charset=utf-8", "x"), Manifest)
 
 
+@pytest.mark.parametrize("old", ["application/octet-stream", ""])
+def test_an_early_docker_images_config_may_be_of_no_particular_type(old: str) -> None:
+    config = {**CONFIG, "mediaType": old}
+    docker = encoded(MANIFEST, mediaType=model.DOCKER_MANIFEST, config=config)
+    assert isinstance(parse_manifest(docker, model.DOCKER_MANIFEST, "x"), Manifest)
+    with pytest.raises(ImageError, match="artifact"):
+        parse_manifest(encoded(MANIFEST, config=config), model.OCI_MANIFEST, "x")
+
+
 @pytest.mark.parametrize(
     ("data", "media_type", "says"),
     [

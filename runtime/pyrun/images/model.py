@@ -28,6 +28,8 @@ DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 INDEXES = frozenset({OCI_INDEX, DOCKER_INDEX})
 MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 CONFIGS = frozenset({OCI_CONFIG, DOCKER_CONFIG})
+# Of the time before schema 2 was settled; docker and containerd still take them.
+_OLD_DOCKER_CONFIGS = frozenset({"application/octet-stream", ""})
 LAYERS = frozenset(
     {
         "application/vnd.oci.image.layer.v1.tar",
@@ -196,7 +198,8 @@ def parse_manifest(data: bytes, media_type: str, what: str) -> Index | Manifest:
         )
     manifest = parse(data, Manifest, what)
     _check_version(manifest.schema_version, what)
-    if manifest.config.media_type not in CONFIGS or manifest.artifact_type:
+    configs = CONFIGS | _OLD_DOCKER_CONFIGS if media_type == DOCKER_MANIFEST else CONFIGS
+    if manifest.config.media_type not in configs or manifest.artifact_type:
         kind = printable(manifest.artifact_type or manifest.config.media_type, 200)
         raise ImageError(f"{what} is an artifact of type {kind!r}, not a container image")
     for layer in manifest.layers:
