@@ -144,3 +144,9 @@ def test_both_forms_of_a_reference_mean_the_same_image(text: str, digest: str) -
         return
     assert Reference.parse(reference.canonical) == Reference.parse(reference.familiar)
     assert Reference.parse(reference.familiar).canonical == reference.canonical
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "docker"])
+def test_a_url_is_told_what_to_leave_out(scheme: str) -> None:
+    with pytest.raises(InvalidReference, match=f"leave out {scheme}://"):
+        Reference.parse(f"{scheme}://docker.io/redis@{'sha256:' + 'a' * 64}")

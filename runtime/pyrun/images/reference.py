@@ -60,6 +60,8 @@ class Reference:
             raise _invalid(text, "only ASCII letters, digits and . _ - / : @ may stand in it")
         if is_hex(text) and len(text) == 64:
             raise _invalid(text, "64 hexadecimal digits are an image ID, not a name")
+        if "://" in text:
+            raise _invalid(text, f"it is a URL; leave out {text.partition('://')[0]}://")
         if at and not is_digest(digest):
             raise _invalid(text, "its digest is not sha256: and 64, or sha512: and 128, lowercase hex digits")
         name, tag = rest, None
