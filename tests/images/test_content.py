@@ -118,6 +118,21 @@ def test_what_a_killed_writer_left_is_swept_and_a_living_one_spared(content: Con
     assert content.read(sha256(DATA)) == DATA
 
 
+def test_the_temporary_file_of_a_dead_process_is_swept_and_a_living_ones_spared(
+    content: ContentStore,
+) -> None:
+    content.add_bytes(DATA, sha256(DATA))
+    dead = os.fork()
+    if not dead:
+        os._exit(0)
+    os.waitpid(dead, 0)
+    for pid in (dead, os.getpid()):
+        Path(content.path, f".tmp-{pid}-index.json").write_bytes(b"{")
+    assert content.sweep() == 1
+    assert [n for n in os.listdir(content.path) if n.startswith(".tmp")] == [f".tmp-{os.getpid()}-index.json"]
+    assert content.read(sha256(DATA)) == DATA
+
+
 class Second:
     """A second process that writes the same blob, once `begin` lets it. It is forked before the first writer
     is opened: a copy of that one's descriptor would share its lock."""

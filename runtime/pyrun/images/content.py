@@ -1,6 +1,7 @@
 """The content store: an OCI image-layout directory (OCI image spec, image-layout.md), so other tools read it.
 
     <root>/content/oci-layout, index.json, blobs/<algorithm>/<hex>
+    <root>/content/.tmp-<pid>-<name>          being written, by that process
     <root>/ingest/<algorithm>-<hex>.part      being written, locked with flock by its writer
 
 A blob appears under its name only when size and digest hold and its bytes are on disk: write, fsync, rename,
@@ -134,12 +135,13 @@ class ContentStore:
                     yield f"{algorithm}:{name}"
 
     def sweep(self) -> int:
-        """Remove what dead writers left: every ``.part`` file that nobody holds a lock on. Their number."""
-        swept = 0
+        """Remove what dead writers left: every ``.part`` file that nobody holds a lock on, and the temporary
+        files of processes that are gone. Their number."""
+        swept = self._sweep_temporary()
         try:
             names = os.listdir(self._ingest)
         except FileNotFoundError:
-            return 0
+            return swept
         for name in names:
             path = os.path.join(self._ingest, name)
             try:
@@ -155,6 +157,22 @@ class ContentStore:
                 pass
             finally:
                 os.close(fd)
+        return swept
+
+    def _sweep_temporary(self) -> int:
+        swept = 0
+        try:
+            names = os.listdir(self.path)
+        except FileNotFoundError:
+            return 0
+        for name in names:
+            prefix, _, rest = name.partition("-")
+            if prefix == ".tmp" and not os.path.exists(f"/proc/{rest.partition('-')[0]}"):
+                try:
+                    os.unlink(os.path.join(self.path, name))
+                    swept += 1
+                except OSError:
+                    pass  # swept by another process, or by nobody
         return swept
 
     def publish(self, names: dict[str, str]) -> None:
