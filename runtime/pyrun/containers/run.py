@@ -20,7 +20,8 @@ from ..storage.events import StorageEvent
 from . import spec as specs
 from . import users
 from .store import KILLED, Containers, new_state, start_time
-from .supervise import Pipes, Signals, supervise
+from .streams import Pipes
+from .supervise import Signals, supervise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
