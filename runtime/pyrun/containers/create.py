@@ -11,8 +11,8 @@ import time
 
 from ..errors import Conflict, ContainerError, PyrunError, Unsupported, UsageError
 from ..storage.events import StorageEvent
+from . import claims, volumes
 from . import spec as specs
-from . import volumes
 from .store import Containers, new_id, remove_container_tree
 
 TYPE_CHECKING = False
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ..storage.locks import Stage
     from ..storage.store import Store
     from .options import ContainerOptions
-    from .store import Name
     from .volumes import Volume
 
 _HOSTS = """\
@@ -219,15 +218,15 @@ def create(
 
 def _claim_name(
     containers: Containers, wanted: str | None, id: str, stage: Stage, remove: Callable[[str, str], None]
-) -> Name:
+) -> claims.Name:
     """Claim the wanted name, or a random one. What is claimed stands in the stage first, so that whoever
     clears up after a dead process can give it back."""
     from ..storage import records
     from . import names
 
-    def claim(name: str) -> Name | None:
+    def claim(name: str) -> claims.Name | None:
         records.write(f"{stage.path}/claim.json", {"name": name, "id": id}, durable=False)
-        return containers.claim_name(name, id)
+        return claims.claim(containers.root, name, id)
 
     if wanted is not None:
         claimed = claim(names.check(wanted))

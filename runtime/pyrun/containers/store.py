@@ -14,7 +14,6 @@ state says so *and* the directory is locked; one that says so without a lock los
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import time
@@ -23,6 +22,7 @@ from ..errors import Conflict, ContainerError, NotFound, PyrunError, StorageErro
 from ..storage import records
 from ..storage.layers import boot_id
 from ..storage.locks import Staging, lock_directory
+from . import claims
 from .record import Container
 
 TYPE_CHECKING = False
@@ -49,27 +49,6 @@ def start_time(pid: int) -> str:
         return file.read().rpartition(b")")[2].split()[19].decode()
 
 
-class Name:
-    """A claimed name. `keep` makes the claim last; otherwise `close` gives the name back."""
-
-    __slots__ = ("_fd", "_kept", "path")
-
-    def __init__(self, path: str, fd: int) -> None:
-        self.path = path
-        self._fd = fd
-        self._kept = False
-
-    def keep(self) -> None:
-        self._kept = True
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            if not self._kept:
-                os.unlink(self.path)
-            os.close(self._fd)
-            self._fd = -1
-
-
 class Containers:
     """The container records of one store. Reading takes no lock and works without a driver."""
 
@@ -80,28 +59,6 @@ class Containers:
         self.staging = Staging(f"{root}/staging")
 
     # --- names and lookups
-
-    def claim_name(self, name: str, id: str) -> Name | None:
-        """Claim ``name`` for the container ``id``; None where another container has it."""
-        path = f"{self.root}/names/{name}"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            # Locked: somebody is making a container of that name. Unlocked: the id in it tells whether its
-            # container came to be; if not, its maker died, and the claim is free.
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            owner = os.read(fd, 64).decode(errors="replace")
-            if (owner and os.path.exists(f"{self.directory}/{owner}")) or not _same(fd, path):
-                os.close(fd)
-                return None
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, id.encode(), 0)
-            return Name(path, fd)
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        except BaseException:
-            os.close(fd)
-            raise
 
     def ids(self) -> list[str]:
         try:
@@ -220,7 +177,7 @@ class Containers:
         """Remove a staging entry of a dead process; one that was to be a container gives its name back."""
         try:
             claim = records.read(f"{path}/claim.json")
-            self._release_name(claim["name"], claim["id"])
+            claims.release(self.root, claim["name"], claim["id"])
         except (OSError, PyrunError, KeyError, TypeError):
             pass
         if os.path.isdir(f"{path}/rw"):
@@ -228,32 +185,16 @@ class Containers:
         else:
             remove(path, driver)
 
-    def _release_name(self, name: str, id: str) -> None:
-        """Give ``name`` back if it is still ``id``'s, and nobody is about to take it over."""
-        path = f"{self.root}/names/{name}"
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.read(fd, 64).decode(errors="replace") in (id, "") and _same(fd, path):
-                os.unlink(path)
-        except BlockingIOError:
-            pass
-        finally:
-            os.close(fd)
-
     def discard(self, id: str, name: str, driver: str, remove: Callable[[str, str], None]) -> None:
         """Remove a container that the caller has locked: record, name, writable layer, anonymous volumes."""
         try:
             stage = self.staging.receive(f"{self.directory}/{id}", driver)
         except FileNotFoundError:
-            self._release_name(name, id)
+            claims.release(self.root, name, id)
         else:
             try:
                 # After the rename: whoever clears up after this process finds the name in claim.json.
-                self._release_name(name, id)
+                claims.release(self.root, name, id)
                 remove_container_tree(stage.path, driver, remove)
             finally:
                 stage.close()
@@ -417,10 +358,3 @@ def remove_container_tree(path: str, driver: str, remove: Callable[[str, str], N
 
     remove(f"{path}/rw", driver)
     remove_tree(path)
-
-
-def _same(fd: int, path: str) -> bool:
-    try:
-        return os.fstat(fd).st_ino == os.stat(path).st_ino
-    except FileNotFoundError:
-        return False
