@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 
-from .process import CLONE_NEWUSER, unshare
+from .process import CLONE_NEWUSER, set_pdeathsig, unshare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,20 +67,26 @@ def hold(uids: Sequence[IdMap], gids: Sequence[IdMap]) -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            os.close(go_write)
-            unshare(CLONE_NEWUSER)
-            os.write(ready_write, b"1")
-            os.read(go_read, 1)  # until the parent has its fd, or is dead
+            set_pdeathsig(signal.SIGKILL)
+            try:
+                unshare(CLONE_NEWUSER)
+            except OSError:
+                os.write(ready_write, b"0")
+            else:
+                os.write(ready_write, b"1")
+                # Words, not the end of a pipe: children of other threads may hold copies of its ends.
+                os.read(go_read, 1)
         finally:
             os._exit(0)
-    os.close(go_read)
     os.close(ready_write)
     try:
-        if not os.read(ready_read, 1):
+        if os.read(ready_read, 1) != b"1":
             raise OSError(errno.EPERM, "unshare: the kernel refuses a new user namespace")
         write_maps(pid, uids, gids)
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(ready_read)
+        os.write(go_write, b"1")
         os.close(go_write)
+        os.close(go_read)  # open until now, so that the write can't fail
         os.waitpid(pid, 0)
