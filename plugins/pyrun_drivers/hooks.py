@@ -27,3 +27,8 @@ class _Plugin:
 
 
 overlay = _Plugin("overlay", "OverlayDriver")
+erofs = _Plugin("erofs", "ErofsDriver")
+fuse_overlayfs = _Plugin("fuse_overlayfs", "FuseOverlayfsDriver")
+aufs = _Plugin("aufs", "AufsDriver")
+btrfs = _Plugin("btrfs", "BtrfsDriver")
+vfs = _Plugin("vfs", "VfsDriver")

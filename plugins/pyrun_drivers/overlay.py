@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any, ClassVar
 
+    from pyrun.layers.unpack import Unpacked
     from pyrun.storage.contract import Blob, Env, Layer
 
 # An id that no host gives to anybody, for the trial of idmapped layers only.
@@ -72,15 +73,15 @@ class OverlayDriver(Driver):
     def version(cls) -> str:
         return "1" + os.environ.get("PYRUN_OVERLAY_ROUTE", "")
 
-    def ingest(self, blob: Blob, dest: str, parent: Layer | None) -> None:
+    def ingest(self, blob: Blob, dest: str, parent: Layer | None) -> Unpacked:
         os.mkdir(f"{dest}/fs", 0o755)
         fd = os.open(f"{dest}/fs", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            blob.unpack(fd, "userxattr" if self.env.userns else "overlay")
+            return blob.unpack(fd, "userxattr" if self.env.userns else "overlay")
         finally:
             os.close(fd)
 
-    def prepare(self, layers: Sequence[Layer], dest: str) -> None:
+    def prepare(self, layers: Sequence[Layer], dest: str, size: int | None = None) -> None:
         previous = os.umask(0)
         try:
             for name in ("upper", "work"):

@@ -18,6 +18,7 @@ from .digest import hasher, short
 from .stream import ThreadedReader
 
 if TYPE_CHECKING:
+    from ..layers.unpack import Unpacked
     from ..storage.contract import Whiteouts
     from .client import RegistryClient
     from .record import ImageLayer
@@ -66,14 +67,14 @@ class LayerBlob:
         """
         return cast(BinaryIO, self._open())
 
-    def unpack(self, dirfd: int, whiteouts: Whiteouts) -> None:
+    def unpack(self, dirfd: int, whiteouts: Whiteouts) -> Unpacked:
         """Extract into ``dirfd`` by `pyrun.layers.unpack`, and verify to the end of the blob."""
         from ..layers.unpack import unpack
 
         mapped = _mapped_ids()
         with self._open() as stream:
             try:
-                unpack(
+                done = unpack(
                     cast(BinaryIO, stream),
                     dirfd,
                     whiteouts,
@@ -85,6 +86,12 @@ class LayerBlob:
                 stream.discard()
                 raise
             stream.drain()
+        return done
+
+    def range(self, offset: int, count: int) -> bytes:
+        """``count`` bytes of the compressed blob, not verified; from the content store."""
+        with self._content.open(self.digest) as file:
+            return os.pread(file.fileno(), count, offset)
 
     def verify(self) -> None:
         """Read to the end for the checks alone (and, from a registry, to store the compressed blob)."""

@@ -8,7 +8,10 @@ attaching. So a driver keeps no state of its own, never mounts anywhere on the h
 any instruction: what it was writing lies in a staging directory that the engine removes.
 
 Terms: a *layer* is immutable and committed; *rw* is one container's writable directory; *bottom to top*
-is the order in which an image lists its layers.
+is the order in which an image lists its layers; the *view* is a mount's root as a directory fd.
+
+What may run concurrently: everything, in any number of processes, except two calls that name the same
+``dest`` or ``rw``, which the engine never makes. A layer is removed only when nothing uses it.
 """
 
 from __future__ import annotations
@@ -17,15 +20,18 @@ from abc import ABC, abstractmethod
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any, BinaryIO, ClassVar, Literal, Protocol
 
-    Whiteouts = Literal["overlay", "userxattr", "apply"]
+    from ..layers.unpack import Unpacked
+
+    Whiteouts = Literal["overlay", "userxattr", "aufs", "apply"]
 
     class Blob(Protocol):
         """A layer's content as the registry names it, perhaps **not downloaded yet**.
 
-        One pass: exactly one of ``tar`` and ``unpack`` may be called, once.
+        One pass: of ``tar`` and ``unpack`` one may be called, once. A lazy driver calls neither; ``range``
+        may be called any number of times.
         """
 
         digest: str  # of the compressed bytes, "sha256:<hex>"
@@ -39,13 +45,18 @@ if TYPE_CHECKING:
             """The uncompressed tar stream. Starts the download; EOF verifies size and both digests, and
             raises `DigestMismatch` where one fails."""
 
-        def unpack(self, dirfd: int, whiteouts: Whiteouts) -> None:
+        def unpack(self, dirfd: int, whiteouts: Whiteouts) -> Unpacked:
             """Extract into the empty directory ``dirfd`` by the rules of `pyrun.layers.unpack`, to EOF.
 
             "overlay" writes 0/0 character devices and ``trusted.overlay.opaque``; "userxattr" writes
-            ``user.overlay.opaque`` instead; "apply" deletes what the whiteouts name (for chained drivers,
-            whose ``dirfd`` starts as a copy of the parent).
+            ``user.overlay.opaque`` instead; "aufs" writes the tar's own ``.wh.`` names; "apply" deletes what
+            the whiteouts name (for chained drivers, whose ``dirfd`` starts as a copy of the parent).
             """
+
+        def range(self, offset: int, count: int) -> bytes:
+            """``count`` bytes of the *compressed* blob from ``offset``, fetched with the registry's
+            credentials, or read from the content store where the blob is there. Fewer at its end. Not
+            verified: a lazy driver checks them against digests of its own. Raises `RegistryError`."""
 
 
 API = 1
@@ -64,18 +75,59 @@ class Layer:
         return f"Layer({self.id!r})"
 
 
+class Change:
+    """One difference between a container's view and its layers.
+
+    path  root-relative, without a leading slash; the empty name is the root directory itself
+    kind  "add", "modify" (content, attributes or type), or "delete" (of a directory: with all below it)
+    """
+
+    __slots__ = ("kind", "path")
+
+    def __init__(self, path: bytes, kind: Literal["add", "modify", "delete"]) -> None:
+        self.path = path
+        self.kind = kind
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Change) and (self.path, self.kind) == (other.path, other.kind)
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.kind))
+
+    def __repr__(self) -> str:
+        return f"Change({self.path!r}, {self.kind!r})"
+
+
+class Usage:
+    """What a directory takes on disk: ``bytes`` of allocated blocks, and ``inodes``; hard links count once."""
+
+    __slots__ = ("bytes", "inodes")
+
+    def __init__(self, bytes: int, inodes: int) -> None:
+        self.bytes = bytes
+        self.inodes = inodes
+
+    def __repr__(self) -> str:
+        return f"Usage({self.bytes}, {self.inodes})"
+
+
 class Caps:
-    """What a driver can do. Each flag changes what the engine does.
+    """What a driver can do. Each flag changes what the engine does, and the conformance suite tries each: a
+    claim that does not hold fails, and so does a denial of something that works.
 
     chained     a layer's native form contains its parent's: layers are ingested one after the other and
                 keyed by chain_id
     idmap       ``mount`` honours its ``idmap`` argument; without it the engine refuses containers in a user
                 namespace of their own, before anything is written
-    rename_dir  rename(2) of a directory that comes from a layer works; else it fails with EXDEV
-    hardlinks   a hard link to a file of a lower layer keeps both names one file after the layer is written
-    lazy        the driver verifies content as it is read, so a layer whose blob was not read to EOF is good
-    quota       ``prepare`` enforces the size option
-    max_layers  the deepest stack that mounts; None: no limit of the driver's own
+    rename_dir  rename(2) of a directory that comes from a layer works; else it fails with EXDEV. Without it
+                the driver is refused where the configuration's ``storage.require`` names it
+    hardlinks   two names of one file of a layer stay one file when one of them is written; refused without
+                it as ``rename_dir`` is
+    lazy        the driver verifies content as it is read, so the engine keeps a layer whose blob was not
+                read to EOF, and needs no copy of the blob
+    quota       ``prepare`` enforces its ``size``; without it the engine refuses --storage-opt size=
+    max_layers  the deepest stack that mounts; None: no limit of the driver's own. The engine refuses a
+                deeper image before anything of it is written
     """
 
     __slots__ = ("chained", "hardlinks", "idmap", "lazy", "max_layers", "quota", "rename_dir")
@@ -151,7 +203,8 @@ class Env:
 
 
 class Driver(ABC):
-    """A storage driver. Four methods make one: `probe`, `ingest`, `prepare`, `mount`.
+    """A storage driver. Four methods make one: `probe`, `ingest`, `prepare`, `mount`. The others have defaults
+    that are right for any driver, and may be overridden by faster ones.
 
     ``Options``: the valid option names with a default each (bool, int or str; the default's type is the
     option's type). They come typed from ``[storage.<name>]`` in the configuration and as text from
@@ -177,18 +230,27 @@ class Driver(ABC):
         """
 
     @abstractmethod
-    def ingest(self, blob: Blob, dest: str, parent: Layer | None) -> None:
+    def ingest(self, blob: Blob, dest: str, parent: Layer | None) -> Unpacked | None:
         """Turn ``blob`` into this driver's native form below ``dest``, a fresh, empty, private directory.
 
-        May raise at any point: the engine removes ``dest``. On return the engine renames ``dest`` into
-        place, so nothing written may hold an absolute path. ``parent`` is None unless ``Caps.chained``.
-        Concurrent calls for different blobs are normal.
+        May raise at any point: the engine removes ``dest``. On return the engine syncs and renames ``dest``
+        into place, so nothing written may hold an absolute path. ``parent`` is None unless ``Caps.chained``,
+        and for the bottom layer. Concurrent calls for different blobs are normal; for one blob the engine
+        makes one call, and everybody shares its result. ``meta.json`` in ``dest`` is the engine's.
+
+        Returns what ``blob.unpack`` returned, or an `Unpacked` of its own making, from which the engine
+        mends what an independent layer can't know (attributes of directories that it uses and doesn't list;
+        an opaque root); None where there is nothing to mend, as where ``Caps.chained``.
         """
 
     @abstractmethod
-    def prepare(self, layers: Sequence[Layer], dest: str) -> None:
-        """Make the writable state of one container over ``layers`` (bottom to top) in the fresh directory
-        ``dest``, which the engine renames into place afterwards. Same atomicity as `ingest`."""
+    def prepare(self, layers: Sequence[Layer], dest: str, size: int | None = None) -> None:
+        """Make the writable state of one container over ``layers`` (bottom to top, perhaps none) in the fresh
+        directory ``dest``, which the engine renames into place afterwards. Same atomicity as `ingest`.
+
+        ``size`` limits what the container may write, in bytes: given only where ``Caps.quota``. Past it,
+        writes fail with EDQUOT or ENOSPC. The root directory of a stack without layers is 0755, 0:0.
+        """
 
     @abstractmethod
     def mount(self, layers: Sequence[Layer], rw: str | None, idmap: int | None = None) -> int:
@@ -197,13 +259,46 @@ class Driver(ABC):
         With ``rw`` (made by `prepare`) it is writable; with None it refuses writes with EROFS. It appears
         in no mountinfo and vanishes when the last fd and the last attachment are gone. ``idmap`` is the fd
         of a user namespace: files owned by n on disk appear as that namespace's n, and files made through
-        the mount are stored by the namespace's ids. At most one live mount a ``rw``; the engine sees to it.
+        the mount are stored by the namespace's ids. At most one live mount a ``rw``; the engine sees to it,
+        and any number of read-only mounts beside it. What one mount wrote, the next mount of ``rw`` shows.
 
         Raises `TooManyLayers`, `Unsupported` (with a reason and a fix) or OSError.
         """
 
+    def changes(
+        self, layers: Sequence[Layer], rw: str, view: int, idmap: int | None = None
+    ) -> Iterator[Change]:
+        """How ``view``, a live mount of ``rw`` over ``layers``, differs from the layers alone; sorted so that
+        a directory stands before what is in it. ``idmap`` is what the view was mounted with.
+
+        The container may be running: what changes meanwhile is told or not. The default compares the two
+        trees, which reads every file whose attributes are equal and whose ctime is not.
+        """
+        from .changes import compare
+
+        below = self.mount(layers, None, idmap)
+        try:
+            yield from compare(below, view)
+        finally:
+            import os
+
+            os.close(below)
+
+    def usage(self, path: str) -> Usage:
+        """What the layer or rw directory ``path`` takes on disk, its parents not counted. May race with
+        writers. The default adds up allocated blocks."""
+        from .changes import allocated
+
+        return allocated(path)
+
+    def server(self, mount: int) -> int | None:
+        """The pidfd (the caller's to close) of the process that serves ``mount``, a result of `mount`; None,
+        the default, where the kernel alone does. When that process dies, the engine ends the container and
+        says so; when the mount goes, the process must end by itself."""
+        return None
+
     def remove(self, path: str) -> None:
-        """Remove a layer, rw or staging directory. Idempotent: a missing path is success."""
+        """Remove a layer, rw or staging directory, half-made ones too. Idempotent: a missing path is success."""
         from ..layers.remove import remove_tree
 
         remove_tree(path)

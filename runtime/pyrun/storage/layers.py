@@ -1,8 +1,9 @@
 """The layer store: unpacked layers in a driver's native form, made once, shared by all images.
 
-``layers/<driver>/<hex>/`` holds what the driver made, plus the engine's ``meta.json``. It appears by one
-rename. Until its file system was synced, a marker in ``layers/<driver>/.unsynced/`` names the boot it was
-made in: after a power cut such a layer is thrown away and made again from its blob.
+``layers/<driver>/<hex>/`` holds what the driver made, plus the engine's ``meta.json`` and, where the layer
+needs mending in a stack, ``notes.json`` (see `pyrun.storage.mend`). It appears by one rename. Until its file
+system was synced, a marker in ``layers/<driver>/.unsynced/`` names the boot it was made in: after a power cut
+such a layer is thrown away and made again from its blob.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 
 from ..errors import LayerError
 from ..kernel.mount import syncfs
-from . import records
+from . import failpoints, records
 from .contract import Layer
 from .events import StorageEvent
 from .locks import Lock, Staging
@@ -21,6 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ..layers.unpack import Unpacked
     from .contract import Blob, Driver
 
 
@@ -52,6 +54,17 @@ class LayerStore:
         self.directory = f"{root}/layers/{driver.name}"
         self.chained = driver.verdict.caps.chained
         self._unsynced = f"{self.directory}/.unsynced"
+
+    def mended(self, layers: list[Layer]) -> list[Layer]:
+        """The stack that shows what an image of ``layers`` (bottom to top) means: see `pyrun.storage.mend`.
+
+        As good as free where no layer has notes, as it is with layers that list their directories.
+        """
+        if self.chained or not any(os.path.exists(f"{layer.path}/notes.json") for layer in layers):
+            return layers
+        from .mend import mended
+
+        return mended(self, layers)
 
     def path(self, id: str) -> str:
         algorithm, _, hexadecimal = id.partition(":")
@@ -103,17 +116,21 @@ class LayerStore:
             self._discard(path)
             began = time.monotonic()
             stage = self.staging.new(self.driver.name)
+            failpoints.reach("ingest.staged")
             try:
-                self.driver.ingest(blob, stage.path, parent if self.chained else None)
+                made = self.driver.ingest(blob, stage.path, parent if self.chained else None)
+                failpoints.reach("ingest.made")
                 if not blob.verified and not self.driver.verdict.caps.lazy:
                     raise LayerError(
                         f"driver {self.driver.name} did not read layer {id} to its end; not kept"
                     )
-                meta = {"diff_id": blob.diff_id, "unpacked": getattr(blob, "unpacked", 0)}
-                records.write(f"{stage.path}/meta.json", meta, durable=False)
+                self._record(stage.path, blob, made)
+                failpoints.reach("ingest.recorded")
                 with open(f"{self._unsynced}/{name}", "w") as marker:
                     marker.write(boot_id())
+                failpoints.reach("ingest.marked")
                 os.rename(stage.path, path)
+                failpoints.reach("ingest.placed")
             except BaseException:
                 self.driver.remove(stage.path)
                 raise
@@ -121,6 +138,24 @@ class LayerStore:
                 stage.close()
         self._tell("ingested", id, began)
         return Layer(id, path)
+
+    def _record(self, path: str, blob: Blob, made: Unpacked | None) -> None:
+        """Write what the engine knows of the layer beside it."""
+        from .listing import listing
+
+        meta = {
+            "diff_id": blob.diff_id,
+            "unpacked": getattr(blob, "unpacked", 0),
+            "listing": listing(path),
+            "verified": blob.verified,
+        }
+        if made is not None and not self.chained and (made.implied or made.opaque_root):
+            notes = {
+                "implied": [os.fsdecode(name) for name in made.implied],
+                "opaque_root": made.opaque_root,
+            }
+            records.write(f"{path}/notes.json", notes, durable=False)
+        records.write(f"{path}/meta.json", meta, durable=False)
 
     def sync(self) -> None:
         """Make every layer of this boot durable. Call before a record that names them is written."""
@@ -154,8 +189,10 @@ class LayerStore:
         """Remove a layer; a missing one is success. The caller knows that nothing uses it."""
         path = self.path(id)
         began = time.monotonic()
+        failpoints.reach("remove.begin")
         with Lock(f"{self.root}/locks/layer-{self.driver.name}-{os.path.basename(path)}"):
             self._discard(path)
+        failpoints.reach("remove.removed")
         self._tell("removed", id, began)
 
     def _discard(self, path: str) -> None:
@@ -164,6 +201,7 @@ class LayerStore:
         except FileNotFoundError:
             pass
         else:
+            failpoints.reach("remove.moved")
             self.driver.remove(stage.path)
             stage.close()
         try:

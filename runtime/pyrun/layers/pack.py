@@ -1,0 +1,348 @@
+"""Write a layer: the tar stream of what a container changed, in one form only.
+
+The same changes of the same tree always give the same bytes: entries in the order of the changes, pax headers
+with sorted keys, no user names, no access times. Parents of what changed are always listed, with their own
+attributes, so that the layer means the same wherever it is unpacked (OCI image spec, layer.md, "Change Types").
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from errno import ENODATA, ENOTSUP, ENXIO
+
+from ..errors import LayerError
+from .dirs import Directories
+from .names import WHITEOUT, shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Protocol
+
+    class Sink(Protocol):
+        def write(self, data: bytes, /) -> object: ...
+
+    class Changed(Protocol):
+        @property
+        def path(self) -> bytes: ...
+        @property
+        def kind(self) -> str: ...
+
+
+_BLOCK = 512
+_CHUNK = 1 << 20
+_PRIVATE = ("trusted.overlay.", "user.overlay.", "security.selinux")
+_TYPES = {
+    stat.S_IFREG: b"0",
+    stat.S_IFLNK: b"2",
+    stat.S_IFCHR: b"3",
+    stat.S_IFBLK: b"4",
+    stat.S_IFDIR: b"5",
+    stat.S_IFIFO: b"6",
+}
+_O_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+
+def pack(
+    changes: Iterable[Changed],
+    view: int,
+    out: Sink,
+    *,
+    owner: Callable[[int, int], tuple[int, int]] = lambda uid, gid: (uid, gid),
+    each: Callable[[], None] = lambda: None,
+) -> int:
+    """Write ``changes`` of the mounted tree ``view`` (a directory fd) to ``out`` as a tar stream; its length.
+
+    ``changes`` have a path and a kind ("add", "modify", "delete"), a directory before what is in it (see
+    `pyrun.storage.contract.Change`). ``owner`` translates the owner that the view shows into the layer's
+    (of a container in a user namespace, through its map). ``each`` is called before each entry.
+
+    A file that vanished since it was told is left out; so are sockets, which no tar has. Sparse files are
+    stored without their holes (GNU.sparse, pax format 1.0). Hard links among what is packed stay links.
+
+    Raises `LayerError` for a name that a tar can't hold as what it is: one that starts with ``.wh.``.
+    """
+    packer = _Packer(view, out, owner)
+    try:
+        for change in changes:
+            each()
+            packer.change(change.path, change.kind)
+        packer.end()
+    finally:
+        packer.dirs.close()
+        os.close(packer.root)
+    return packer.written
+
+
+class _Packer:
+    def __init__(self, view: int, out: Sink, owner: Callable[[int, int], tuple[int, int]]) -> None:
+        self.root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=view)
+        self.dirs = Directories(self.root)
+        self.out = out
+        self.owner = owner
+        self.written = 0
+        self.listed: set[bytes] = set()  # directories that have an entry
+        self.links: dict[tuple[int, int], bytes] = {}
+
+    def change(self, path: bytes, kind: str) -> None:
+        directory, _, base = path.rpartition(b"/")
+        if any(part.startswith(WHITEOUT) for part in path.split(b"/")):
+            raise LayerError(
+                f"{shown(path)} can't be in a layer: names that start with '.wh.' mean deletions there",
+                hint="Rename the file.",
+            )
+        if path:
+            self.parents(directory)
+        if kind == "delete":
+            name = (directory + b"/" if directory else b"") + WHITEOUT + base
+            self.header(name, b"0", 0, 0, 0, 0, 0, {})
+            return
+        try:
+            self.entry(directory, base, path)
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # the container has removed it since
+
+    def parents(self, directory: bytes) -> None:
+        missing = []
+        while directory not in self.listed:
+            missing.append(directory)
+            if not directory:
+                break
+            directory = directory.rpartition(b"/")[0]
+        for name in reversed(missing):
+            try:
+                fd = self.dirs.open(name)
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            self.directory(name, fd)
+
+    def entry(self, directory: bytes, base: bytes, path: bytes) -> None:
+        if not path:
+            if path not in self.listed:
+                self.directory(path, self.root)
+            return
+        parent = self.dirs.open(directory)
+        found = os.lstat(base, dir_fd=parent)
+        kind = stat.S_IFMT(found.st_mode)
+        if kind == stat.S_IFDIR:
+            if path not in self.listed:
+                self.directory(path, self.dirs.open(path))
+            return
+        if kind not in _TYPES:
+            return
+        if found.st_nlink > 1:
+            first = self.links.setdefault((found.st_dev, found.st_ino), path)
+            if first is not path:
+                self.header(path, b"1", 0, *self.ids(found), 0, found.st_mtime_ns, {}, link=first)
+                return
+        if kind == stat.S_IFREG:
+            fd = os.open(base, _O_FILE, dir_fd=parent)
+            try:
+                found = os.fstat(fd)
+                if stat.S_ISREG(found.st_mode):
+                    self.file(path, fd, found)
+            finally:
+                os.close(fd)
+            return
+        xattrs = _xattrs(b"/proc/self/fd/%d/%s" % (parent, base))
+        link = os.readlink(base, dir_fd=parent) if kind == stat.S_IFLNK else b""
+        device = found.st_rdev if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0
+        mode = stat.S_IMODE(found.st_mode)
+        self.header(
+            path, _TYPES[kind], mode, *self.ids(found), 0, found.st_mtime_ns, xattrs, link=link, device=device
+        )
+
+    def directory(self, name: bytes, fd: int) -> None:
+        self.listed.add(name)
+        found = os.fstat(fd)
+        mode = stat.S_IMODE(found.st_mode)
+        path = name + b"/" if name else b"./"
+        self.header(
+            path,
+            b"5",
+            mode,
+            *self.ids(found),
+            0,
+            found.st_mtime_ns,
+            _xattrs(b"/proc/self/fd/%d" % fd, follow=True),
+        )
+
+    def file(self, path: bytes, fd: int, found: os.stat_result) -> None:
+        mode, size = stat.S_IMODE(found.st_mode), found.st_size
+        xattrs = _xattrs(b"/proc/self/fd/%d" % fd, follow=True)
+        runs = _runs(fd, size) if size and found.st_blocks * 512 < size else [(0, size)]
+        if len(runs) == 1 and runs[0] == (0, size):
+            self.header(path, b"0", mode, *self.ids(found), size, found.st_mtime_ns, xattrs)
+            self.content(path, fd, 0, size)
+            self.pad(size)
+            return
+        # pax format 1.0: the map stands before the data, in decimal lines, padded to a block.
+        runs.append((size, 0))
+        numbers = [len(runs), *(number for run in runs for number in run)]
+        table = b"".join(b"%d\n" % number for number in numbers)
+        table += bytes(-len(table) % _BLOCK)
+        stored = len(table) + sum(length for _, length in runs)
+        sparse = {
+            b"GNU.sparse.major": b"1",
+            b"GNU.sparse.minor": b"0",
+            b"GNU.sparse.name": path,
+            b"GNU.sparse.realsize": b"%d" % size,
+        }
+        self.header(path, b"0", mode, *self.ids(found), stored, found.st_mtime_ns, xattrs, more=sparse)
+        self.write(table)
+        for offset, length in runs:
+            self.content(path, fd, offset, length)
+        self.pad(stored)
+
+    def content(self, path: bytes, fd: int, offset: int, size: int) -> None:
+        while size:
+            data = os.pread(fd, min(size, _CHUNK), offset)
+            if not data:
+                # It was cut short by a running container. The header has promised this much.
+                data = bytes(min(size, _CHUNK))
+            self.write(data)
+            offset += len(data)
+            size -= len(data)
+
+    def ids(self, found: os.stat_result) -> tuple[int, int]:
+        return self.owner(found.st_uid, found.st_gid)
+
+    def header(
+        self,
+        name: bytes,
+        kind: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        size: int,
+        mtime_ns: int,
+        xattrs: dict[bytes, bytes],
+        *,
+        link: bytes = b"",
+        device: int = 0,
+        more: dict[bytes, bytes] | None = None,
+    ) -> None:
+        records = {b"SCHILY.xattr." + key: value for key, value in xattrs.items()}
+        records.update(more or {})
+        seconds, nanoseconds = divmod(mtime_ns, 1_000_000_000)
+        if len(name) > 100:
+            records[b"path"] = name
+        if len(link) > 100:
+            records[b"linkpath"] = link
+        if nanoseconds or not 0 <= seconds < 1 << 33:
+            records[b"mtime"] = _time(mtime_ns)
+            seconds = min(max(seconds, 0), (1 << 33) - 1)
+        for key, value in ((b"uid", uid), (b"gid", gid)):
+            if value >= 1 << 21:
+                records[key] = b"%d" % value
+        if size >= 1 << 33:
+            records[b"size"] = b"%d" % size
+        if records:
+            data = b"".join(_record(key, value) for key, value in sorted(records.items()))
+            self.write(_ustar(b"pax", b"x", 0o644, 0, 0, len(data), 0, b"", 0))
+            self.write(data)
+            self.pad(len(data))
+        self.write(
+            _ustar(
+                name[:100],
+                kind,
+                mode,
+                uid if uid < 1 << 21 else 0,
+                gid if gid < 1 << 21 else 0,
+                size if size < 1 << 33 else 0,
+                seconds,
+                link[:100],
+                device,
+            )
+        )
+
+    def pad(self, size: int) -> None:
+        if size % _BLOCK:
+            self.write(bytes(-size % _BLOCK))
+
+    def write(self, data: bytes) -> None:
+        self.written += len(data)
+        self.out.write(data)
+
+    def end(self) -> None:
+        self.write(bytes(2 * _BLOCK))
+
+
+def _ustar(
+    name: bytes,
+    kind: bytes,
+    mode: int,
+    uid: int,
+    gid: int,
+    size: int,
+    mtime: int,
+    link: bytes,
+    device: int,
+) -> bytes:
+    """One header block (POSIX ustar)."""
+    block = b"".join(
+        (
+            name.ljust(100, b"\0"),
+            b"%07o\0%07o\0%07o\0%011o\0%011o\0" % (mode, uid, gid, size, mtime),
+            b" " * 8,
+            kind,
+            link.ljust(100, b"\0"),
+            b"ustar\x0000",
+            bytes(64),
+            b"%07o\0%07o\0" % (os.major(device), os.minor(device)),
+        )
+    ).ljust(_BLOCK, b"\0")
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def _record(key: bytes, value: bytes) -> bytes:
+    """One pax record; its length counts its own digits."""
+    rest = len(key) + len(value) + 3
+    length = rest + len(str(rest))
+    length = rest + len(str(length))
+    return b"%d %s=%s\n" % (length, key, value)
+
+
+def _time(ns: int) -> bytes:
+    sign, ns = (b"-", -ns) if ns < 0 else (b"", ns)
+    seconds, fraction = divmod(ns, 1_000_000_000)
+    return sign + b"%d.%09d" % (seconds, fraction)
+
+
+def _runs(fd: int, size: int) -> list[tuple[int, int]]:
+    """(offset, length) of the file's data; lengths are whole blocks but for one at the file's end."""
+    runs: list[tuple[int, int]] = []
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != ENXIO:
+                raise
+            break
+        at = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        start -= start % _BLOCK
+        end = min(at + -at % _BLOCK, size)
+        if end > start:
+            runs.append((start, end - start))
+    return runs
+
+
+def _xattrs(path: bytes, *, follow: bool = False) -> dict[bytes, bytes]:
+    """Extended attributes of ``path`` below /proc/self/fd; ``follow`` where that is the fd itself."""
+    found = {}
+    try:
+        for key in os.listxattr(path, follow_symlinks=follow):
+            if not key.startswith(_PRIVATE):
+                try:
+                    value = os.getxattr(path, key, follow_symlinks=follow)
+                except OSError as error:
+                    if error.errno != ENODATA:
+                        raise
+                    continue
+                found[os.fsencode(key)] = value
+    except OSError as error:
+        if error.errno != ENOTSUP:
+            raise
+    return found

@@ -1,0 +1,232 @@
+"""What a container changed: two mounted trees compared, and what a directory takes on disk.
+
+Both walk by fd and follow no symbolic link, so a running container can't lead them astray.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from errno import ENODATA, ENOTSUP
+
+from ..layers.dirs import Directories
+from .contract import Change, Usage
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_O_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_O_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_CHUNK = 1 << 20
+# Overlayfs' own, which no layer carries.
+_PRIVATE = ("trusted.overlay.", "user.overlay.")
+
+
+def compare(below: int, view: int, *, unchanged_since: int | None = None) -> Iterator[Change]:
+    """The changes that turn the tree of directory ``below`` into that of ``view``, both mounts with the same
+    id mapping. Sorted by path, a directory before what is in it.
+
+    Files are the same where type, mode, owner, size, mtime, link target, device and extended attributes are,
+    and the content: it is read where the ctimes differ. ``unchanged_since`` (ns) spares that for files of
+    ``view`` whose ctime is not later, when the caller knows they were copies then. A directory's own mtime
+    alone is no change. What vanishes from ``view`` meanwhile is left out, or told as deleted.
+    """
+    with _Trees(below, view) as trees:
+        one, two = trees.below.open(b""), trees.view.open(b"")
+        if _attributes_differ(one, two, os.fstat(one), os.fstat(two)):
+            yield Change(b"", "modify")
+        yield from _walk(trees, b"", True, unchanged_since)
+
+
+def added(view: int, name: bytes) -> Iterator[Change]:
+    """Everything below the directory ``name`` (root-relative) of the mount ``view``, told as added; not
+    ``name`` itself."""
+    with _Trees(view, view) as trees:
+        yield from _walk(trees, name, False, None)
+
+
+class _Trees:
+    """The two trees' directories by name; a bounded number of them is open at any time."""
+
+    def __init__(self, below: int, view: int) -> None:
+        self.below = Directories(_open(below))
+        self.view = Directories(_open(view))
+
+    def __enter__(self) -> _Trees:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for tree in (self.below, self.view):
+            tree.close()
+            os.close(tree.fds[b""])
+
+
+def _open(fd: int) -> int:
+    return os.open(".", _O_DIRECTORY, dir_fd=fd)
+
+
+def _walk(trees: _Trees, where: bytes, is_below: bool, since: int | None) -> Iterator[Change]:
+    """Compare directory ``where`` of both trees; ``is_below`` False takes the lower one for empty."""
+    # An explicit stack of (directory, whether it is below, names to do): a tree may be as deep as it likes.
+    stack = [(where, is_below, _names(trees, where, is_below))]
+    while stack:
+        where, is_below, names = stack[-1]
+        if not names:
+            stack.pop()
+            continue
+        name = names.pop()
+        path = where + b"/" + name if where else name
+        # Looked up each time: the cache may have closed them meanwhile.
+        try:
+            view = trees.view.open(where)
+        except (FileNotFoundError, NotADirectoryError):
+            names.clear()  # the container took it away
+            continue
+        below = trees.below.open(where) if is_below else -1
+        old = _lstat(below, name) if is_below else None
+        new = _lstat(view, name)
+        if new is None:
+            if old is not None:
+                yield Change(path, "delete")
+            continue
+        if old is None:
+            yield Change(path, "add")
+        elif _differs(below, view, name, old, new, since):
+            yield Change(path, "modify")
+        if stat.S_ISDIR(new.st_mode):
+            both = old is not None and stat.S_ISDIR(old.st_mode)
+            try:
+                stack.append((path, both, _names(trees, path, both)))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+
+
+def _names(trees: _Trees, where: bytes, is_below: bool) -> list[bytes]:
+    names = set(map(os.fsencode, os.listdir(trees.view.open(where))))
+    if is_below:
+        names.update(map(os.fsencode, os.listdir(trees.below.open(where))))
+    return sorted(names, reverse=True)
+
+
+def _lstat(dirfd: int, name: bytes) -> os.stat_result | None:
+    try:
+        return os.lstat(name, dir_fd=dirfd)
+    except FileNotFoundError:
+        return None
+
+
+def _differs(
+    below: int, view: int, name: bytes, old: os.stat_result, new: os.stat_result, since: int | None
+) -> bool:
+    if old.st_mode != new.st_mode or old.st_uid != new.st_uid or old.st_gid != new.st_gid:
+        return True
+    kind = stat.S_IFMT(new.st_mode)
+    if kind != stat.S_IFDIR and old.st_mtime_ns != new.st_mtime_ns:
+        return True
+    if kind in (stat.S_IFCHR, stat.S_IFBLK) and old.st_rdev != new.st_rdev:
+        return True
+    try:
+        if kind == stat.S_IFLNK:
+            return os.readlink(name, dir_fd=below) != os.readlink(name, dir_fd=view) or _xattrs(
+                below, name
+            ) != _xattrs(view, name)
+        if kind != stat.S_IFREG and kind != stat.S_IFDIR:
+            return _xattrs(below, name) != _xattrs(view, name)
+        if kind == stat.S_IFREG:
+            if old.st_size != new.st_size:
+                return True
+            if old.st_ctime_ns == new.st_ctime_ns or (since is not None and new.st_ctime_ns <= since):
+                return False
+        return _xattrs(below, name) != _xattrs(view, name) or (
+            kind == stat.S_IFREG and _content_differs(below, view, name)
+        )
+    except FileNotFoundError:
+        return True  # replaced or removed just now; whoever reads the view sees what is there
+
+
+def _attributes_differ(below: int, view: int, old: os.stat_result, new: os.stat_result) -> bool:
+    return (
+        old.st_mode != new.st_mode
+        or old.st_uid != new.st_uid
+        or old.st_gid != new.st_gid
+        or _xattrs(below, b"") != _xattrs(view, b"")
+    )
+
+
+def _xattrs(dirfd: int, name: bytes) -> dict[str, bytes]:
+    """The extended attributes of ``name`` in ``dirfd``, of the directory itself for the empty name."""
+    # What is no file or directory can't be opened, and an O_PATH fd has no flistxattr.
+    path = b"/proc/self/fd/%d/%s" % (dirfd, name or b".")
+    found = {}
+    try:
+        for key in os.listxattr(path, follow_symlinks=False):
+            if not key.startswith(_PRIVATE):
+                try:
+                    found[key] = os.getxattr(path, key, follow_symlinks=False)
+                except OSError as error:
+                    if error.errno != ENODATA:
+                        raise
+    except OSError as error:
+        if error.errno != ENOTSUP:
+            raise
+    return found
+
+
+def _content_differs(below: int, view: int, name: bytes) -> bool:
+    one = two = -1
+    try:
+        one = os.open(name, _O_FILE, dir_fd=below)
+        two = os.open(name, _O_FILE, dir_fd=view)
+        while True:
+            first, second = os.read(one, _CHUNK), os.read(two, _CHUNK)
+            if first != second:
+                return True
+            if not first:
+                return False
+    except OSError as error:
+        # Replaced by something that can't be opened so: a difference. Anything else is an error.
+        if isinstance(error, FileNotFoundError) or not stat.S_ISREG(os.lstat(name, dir_fd=view).st_mode):
+            return True
+        raise
+    finally:
+        for fd in (one, two):
+            if fd >= 0:
+                os.close(fd)
+
+
+def allocated(path: str) -> Usage:
+    """Allocated bytes and inodes of the tree ``path``, each inode once. What vanishes meanwhile is not counted,
+    and a missing path takes nothing."""
+    try:
+        top = os.open(path, _O_DIRECTORY)
+    except FileNotFoundError:
+        return Usage(0, 0)
+    tree = Directories(top)
+    total, inodes = os.fstat(top).st_blocks * 512, 1
+    seen: set[tuple[int, int]] = set()
+    stack = [b""]
+    try:
+        while stack:
+            where = stack.pop()
+            try:
+                fd = tree.open(where)
+                names = os.listdir(fd)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            for text in names:
+                found = _lstat(fd, os.fsencode(text))
+                if found is None:
+                    continue
+                if stat.S_ISDIR(found.st_mode):
+                    stack.append(where + b"/" + os.fsencode(text) if where else os.fsencode(text))
+                elif found.st_nlink > 1:
+                    if (found.st_dev, found.st_ino) in seen:
+                        continue
+                    seen.add((found.st_dev, found.st_ino))
+                total += found.st_blocks * 512
+                inodes += 1
+    finally:
+        tree.close()
+        os.close(top)
+    return Usage(total, inodes)
