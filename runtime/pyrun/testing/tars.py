@@ -34,13 +34,15 @@ class Member:
         info.type, info.mode, info.uid, info.gid, info.size = kind, mode, uid, gid, len(content)
         info.linkname = _text(link)
         info.devmajor, info.devminor = device
+        headers: dict[str, str] = {}
         if isinstance(mtime, str):  # a pax time, digit by digit
-            info.pax_headers["mtime"] = mtime
+            headers["mtime"] = mtime
             info.mtime = 0
         else:
             info.mtime = mtime
         for key, value in (xattrs or {}).items():
-            info.pax_headers[f"SCHILY.xattr.{key}"] = value.decode("utf-8", "surrogateescape")
+            headers[f"SCHILY.xattr.{key}"] = value.decode("utf-8", "surrogateescape")
+        info.pax_headers = headers
 
 
 def File(name: str | bytes, content: bytes = b"", mode: int = 0o644, **more: object) -> Member:  # noqa: N802

@@ -55,7 +55,7 @@ def snapshot(path: str, *, times: bool = True, content: bool = True) -> dict[byt
             (st.st_dev, st.st_ino),
         )
     return {
-        name: (*value[:-1], first[value[-1]] if value[-1] in first else b"") for name, value in found.items()
+        name: (*value[:-1], first.get(value[-1], b"")) for name, value in found.items()
     }
 
 
