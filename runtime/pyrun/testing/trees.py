@@ -54,9 +54,7 @@ def snapshot(path: str, *, times: bool = True, content: bool = True) -> dict[byt
             xattrs(full),
             (st.st_dev, st.st_ino),
         )
-    return {
-        name: (*value[:-1], first.get(value[-1], b"")) for name, value in found.items()
-    }
+    return {name: (*value[:-1], first.get(value[-1], b"")) for name, value in found.items()}
 
 
 def difference(
