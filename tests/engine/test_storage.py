@@ -246,9 +246,10 @@ def test_options_are_typed_and_unknown_ones_list_the_valid(tmp_path: Path) -> No
         stores.open_store(env, "overlay", {"overlay": {"volatile": "maybe"}})
     with pytest.raises(StorageError, match="not installed"):
         stores.open_store(env, "overlay", {"zfs": {"x": "1"}})
-    assert stores.open_store(env, "overlay", {"overlay": {"volatile": "true"}}).driver.options == {
-        "volatile": True
-    }
+    with pytest.raises(UsageError, match="One of auto, on, off"):
+        stores.open_store(env, "overlay", {"overlay": {"index": "perhaps"}})
+    options = stores.open_store(env, "overlay", {"overlay": {"volatile": "true"}}).driver.options
+    assert options == {"volatile": True, "index": "auto", "redirect_dir": "auto", "metacopy": "auto"}
 
 
 def test_the_volatile_option_reaches_the_mount_and_works_again_and_again(pyrun: Pyrun) -> None:

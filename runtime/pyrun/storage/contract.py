@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..layers.unpack import Unpacked
 
     Whiteouts = Literal["overlay", "userxattr", "aufs", "apply"]
+    Option = bool | int | str | tuple[str, ...]
 
     class Blob(Protocol):
         """A layer's content as the registry names it, perhaps **not downloaded yet**.
@@ -206,14 +207,15 @@ class Driver(ABC):
     """A storage driver. Four methods make one: `probe`, `ingest`, `prepare`, `mount`. The others have defaults
     that are right for any driver, and may be overridden by faster ones.
 
-    ``Options``: the valid option names with a default each (bool, int or str; the default's type is the
-    option's type). They come typed from ``[storage.<name>]`` in the configuration and as text from
-    ``--storage-opt <name>.<option>=<value>``; an unknown name is refused with the list of valid ones.
+    ``Options``: the names of the driver's options, each with its default: a bool, int or str, whose type is
+    the option's; or a tuple of the words that are allowed, the default first. They come typed from
+    ``[storage.<name>]`` in the configuration and as text from ``--storage-opt <name>.<option>=<value>``; an
+    unknown name or word is refused with the list of valid ones.
     """
 
     name: ClassVar[str]
     api: ClassVar[int] = API
-    Options: ClassVar[Mapping[str, bool | int | str]] = {}
+    Options: ClassVar[Mapping[str, Option]] = {}
 
     def __init__(self, env: Env, options: Mapping[str, Any], verdict: Verdict) -> None:
         self.env = env
@@ -329,7 +331,9 @@ def typed_options(driver: type[Driver], given: Mapping[str, Any]) -> dict[str, A
     """
     from ..errors import UsageError
 
-    options: dict[str, Any] = dict(driver.Options)
+    options: dict[str, Any] = {
+        key: default[0] if isinstance(default, tuple) else default for key, default in driver.Options.items()
+    }
     for key, value in given.items():
         if key not in driver.Options:
             valid = ", ".join(sorted(driver.Options)) or "none"
@@ -337,6 +341,14 @@ def typed_options(driver: type[Driver], given: Mapping[str, Any]) -> dict[str, A
                 f"storage driver {driver.name} has no option {key!r}", hint=f"Its options: {valid}."
             )
         default = driver.Options[key]
+        if isinstance(default, tuple):
+            if value not in default:
+                raise UsageError(
+                    f"storage option {driver.name}.{key} can't be {value!r}",
+                    hint=f"One of {', '.join(default)}.",
+                )
+            options[key] = value
+            continue
         if isinstance(default, bool):
             if isinstance(value, str) and value.lower() in ("true", "1", "yes", "on"):
                 value = True
