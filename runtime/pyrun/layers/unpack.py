@@ -1,10 +1,11 @@
 """Unpack a layer's tar stream into a directory: OCI image spec, layer.md, "Applying Changesets".
 
-Three forms of what a layer deletes. "overlay" and "userxattr" leave it to the file system: a deleted name
+Four forms of what a layer deletes. "overlay" and "userxattr" leave it to the file system: a deleted name
 becomes a character device 0/0 and an opaque directory is marked (kernel Documentation/filesystems/
-overlayfs.rst, "whiteouts and opaque directories"). "apply" deletes in the tree itself.
+overlayfs.rst, "whiteouts and opaque directories"). So does "aufs", by files with the tar's own ``.wh.`` names.
+"apply" deletes in the tree itself.
 
-In all three a layer means the same: its entries in the order they come, of a name given twice the last;
+In all four a layer means the same: its entries in the order they come, of a name given twice the last;
 whiteouts hide what lower layers have and never what the layer itself adds, whichever stands first.
 """
 
@@ -21,7 +22,7 @@ from .limits import Limits
 from .names import shown
 from .remove import remove_at
 from .tar import TarReader
-from .whiteouts import AppliedForm, OverlayForm
+from .whiteouts import AppliedForm, AufsForm, OverlayForm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from .tar import Stream
 
-    Whiteouts = Literal["overlay", "userxattr", "apply"]
+    Whiteouts = Literal["overlay", "userxattr", "aufs", "apply"]
     # mode, uid, gid, mtime in ns, xattrs
     Attributes = tuple[int, int, int, int, dict[bytes, bytes]]
 
@@ -79,10 +80,10 @@ def unpack(
 ) -> Unpacked:
     """Extract the tar ``stream`` into ``dirfd``, reading it to EOF.
 
-    ``dirfd`` is an open directory: empty for "overlay" and "userxattr", a copy of the layers below for
-    "apply". Nobody else writes there meanwhile. ``devices`` False says that the caller, in a user namespace,
-    can't make device nodes: a layer that has some is refused in those words. ``single_uid`` says that the
-    namespace has one ID, and files of others are to keep it.
+    ``dirfd`` is an open directory: empty, or for "apply" a copy of the layers below. Nobody else writes there
+    meanwhile. ``devices`` False says that the caller, in a user namespace, can't make device nodes: a layer
+    that has some is refused in those words. ``single_uid`` says that the namespace has one ID, and files of
+    others are to keep it.
 
     The process's umask is 0 for the duration: call it from a worker process, or where no other thread
     creates files.
@@ -133,14 +134,17 @@ class _Unpacker:
         self.owner = (os.geteuid(), os.getegid())
         if whiteouts == "apply" or st.st_gid != self.owner[1] or st.st_mode & stat.S_ISGID:
             self.owner = (-1, -1)
-        self.form: OverlayForm | AppliedForm
+        self.form: OverlayForm | AufsForm | AppliedForm
         self.dirs = Directories(root, limits.depth, self.imply)
         if whiteouts == "apply":
             self.form = AppliedForm(root, self.dirs, self.attributes, self.remember)
             self.dirs.seen = self.form.seen
+            return
+        if whiteouts == "aufs":
+            self.form = AufsForm(self.dirs, self.remember)
         else:
             self.form = OverlayForm(self.dirs, "user" if whiteouts == "userxattr" else "trusted")
-            self.attributes[b""] = IMPLIED
+        self.attributes[b""] = IMPLIED
 
     def run(self) -> Unpacked:
         fds = self.dirs.fds
@@ -173,6 +177,7 @@ class _Unpacker:
             else:
                 self.node(entry, parent, dirfd)
         self.entry = None
+        self.form.settle()
         return Unpacked(
             self.reader.entries,
             self.reader.offset,

@@ -1,4 +1,4 @@
-"""What a layer deletes, in the two forms a tree can hold it (OCI image spec, layer.md, "Whiteouts").
+"""What a layer deletes, in the three forms a tree can hold it (OCI image spec, layer.md, "Whiteouts").
 
 A whiteout hides a name of the lower layers, an opaque mark all names of theirs in a directory. Neither
 touches what the same layer adds, before or after. A name that a layer both deletes and adds as a directory
@@ -11,6 +11,7 @@ import os
 import stat
 from errno import ELOOP, ENODATA, ENOENT, ENOTDIR, EOPNOTSUPP
 
+from .names import WHITEOUT, WHITEOUT_OPAQUE
 from .remove import remove_at
 
 TYPE_CHECKING = False
@@ -58,10 +59,74 @@ class OverlayForm:
     # A directory that stands where the layer had something else, a whiteout or a file, hides the lower one.
     replaced = opaque
 
+    def settle(self) -> None:
+        pass
+
     def clean(self, fd: int) -> None:
         pass
 
     def finish(self) -> None:
+        pass
+
+
+class AufsForm:
+    """The tar's own names, which are aufs's: a file ``.wh.NAME`` beside where NAME would be, and
+    ``.wh..wh..opq`` in an opaque directory (aufs(5), "whiteout").
+
+    Aufs looks for the whiteout first, so one hides the very name beside it in the same branch. Those that the
+    layer contradicts itself are therefore taken away again at the end; a directory is then opaque instead.
+    """
+
+    adds: Callable[[bytes, Entry], None] | None = None
+
+    def __init__(self, dirs: Directories, remember: Callable[[int], None]) -> None:
+        self.opaque_root = False
+        self._dirs = dirs
+        self._remember = remember
+        self._hidden: set[bytes] = set()
+
+    def whiteout(self, parent: bytes, dirfd: int, base: bytes) -> None:
+        name = parent + b"/" + base if parent else base
+        self._remember(len(name))
+        self._hidden.add(name)
+        _mark(dirfd, WHITEOUT + base)
+
+    def opaque(self, name: bytes) -> None:
+        if name:
+            _mark(self._dirs.open(name), WHITEOUT_OPAQUE)
+        else:
+            self.opaque_root = True
+
+    # A directory that stands where the layer had a file hides the lower one.
+    replaced = opaque
+
+    def settle(self) -> None:
+        """Before the directories get their times: let what the layer adds win over its own whiteouts."""
+        for name in self._hidden:
+            parent, _, base = name.rpartition(b"/")
+            try:
+                dirfd = self._dirs.open(parent)
+                found = os.lstat(base, dir_fd=dirfd)
+                os.unlink(WHITEOUT + base, dir_fd=dirfd)
+            except OSError as error:
+                if error.errno in _GONE:
+                    continue  # as it should be; or a later entry took the place of the directory
+                raise
+            if stat.S_ISDIR(found.st_mode):
+                self.opaque(name)
+
+    def clean(self, fd: int) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+def _mark(dirfd: int, name: bytes) -> None:
+    """An empty file as aufs makes its whiteouts; there already is as good."""
+    try:
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444, dir_fd=dirfd))
+    except FileExistsError:
         pass
 
 
@@ -131,6 +196,9 @@ class AppliedForm:
     def opaque(self, name: bytes) -> None:
         self._goes_through(name)
         self._purge(name)
+
+    def settle(self) -> None:
+        pass
 
     def _delete(self, name: bytes, dirfd: int, base: bytes) -> None:
         try:
