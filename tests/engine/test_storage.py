@@ -36,7 +36,7 @@ class Copying(Driver):
 
     def ingest(self, blob: Any, dest: str, parent: Any) -> None: ...
 
-    def prepare(self, layers: Any, dest: str) -> None: ...
+    def prepare(self, layers: Any, dest: str, size: int | None = None) -> None: ...
 
     def mount(self, layers: Any, rw: str | None, idmap: int | None = None) -> int:
         raise NotImplementedError
@@ -115,7 +115,7 @@ def test_a_strangers_driver_is_found_probed_and_refused_in_its_own_words(
         "    @classmethod\n"
         "    def probe(cls, env, options): return Verdict(False, 'there is no ZFS here', 'install ZFS')\n"
         "    def ingest(self, blob, dest, parent): ...\n"
-        "    def prepare(self, layers, dest): ...\n"
+        "    def prepare(self, layers, dest, size=None): ...\n"
         "    def mount(self, layers, rw, idmap=None): ...\n"
         "@hookimpl\n"
         "def pyrun_storage_drivers(): return [Acme]\n",

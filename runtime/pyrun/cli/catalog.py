@@ -77,6 +77,7 @@ CATALOG: dict[str, Entry | GroupEntry] = {
     "completion": Entry("completion:completion", "Print the completion script for a shell"),
     "history": Entry("history:history", HISTORY),
     "inspect": Entry("inspect:inspect", "Show all that is known of images and containers"),
+    "plugins": Entry("plugins:plugins", "List plugins with their versions and hooks"),
     "rm": Entry("rm:rm", RM),
     "rmi": Entry("rmi:rmi", RMI),
     "tag": Entry("tag:tag", TAG),

@@ -94,6 +94,26 @@ def rows(
             write_rendered(template.render(record))
 
 
+def listing(
+    records: Iterable[tuple[Mapping[str, Any], Mapping[str, str]]],
+    headers: Mapping[str, str],
+    columns: Sequence[str],
+    layout: str,
+) -> None:
+    """As `rows`, of records that have two forms: a document, with lists and objects, for JSON and templates, and
+    text for tables."""
+    if layout in ("", "table") or layout.startswith("table "):
+        rows((text for _, text in records), headers, columns, layout)
+        return
+    for document, _ in records:
+        if layout == "json":
+            write(json_text(document) + "\n")
+        else:
+            from .template import Template
+
+            write_rendered(Template(layout, unescape=True).render(document))
+
+
 def document(value: Mapping[str, Any], layout: str) -> bool:
     """Print one document by ``--format``; False where that is "" and the caller prints its own form."""
     if not layout:
