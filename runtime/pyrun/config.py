@@ -2,6 +2,7 @@
 
 [storage]
 driver = "overlay"          # for new stores; a store keeps the driver it was made with
+require = ["rename_dir"]    # capabilities without which a driver is refused, and not chosen for a new store
 
 [storage.overlay]           # the driver's own options
 volatile = true
@@ -21,18 +22,24 @@ if TYPE_CHECKING:
     from typing import Any
 
 SYSTEM = "/etc/pyrun/config.toml"
+# Flags of `pyrun.storage.contract.Caps` that a site may insist on.
+REQUIRABLE = ("hardlinks", "idmap", "quota", "rename_dir")
 
 
 class Config:
-    """``driver`` "" and ``userns`` "": not set. ``path`` "": there is no file. ``options``: per driver."""
+    """``driver`` "" and ``userns`` "": not set. ``path`` "": there is no file. ``options``: per driver.
+    ``require``: capabilities that a driver must have."""
 
-    __slots__ = ("driver", "options", "path", "userns")
+    __slots__ = ("driver", "options", "path", "require", "userns")
 
-    def __init__(self, path: str, driver: str, options: dict[str, dict[str, Any]], userns: str) -> None:
+    def __init__(
+        self, path: str, driver: str, options: dict[str, dict[str, Any]], userns: str, require: list[str]
+    ) -> None:
         self.path = path
         self.driver = driver
         self.options = options
         self.userns = userns
+        self.require = require
 
 
 def user_file() -> str:
@@ -48,7 +55,7 @@ def load(path: str | None = None) -> Config:
     if path is None:
         path = next((p for p in (SYSTEM, user_file()) if os.path.exists(p)), None)
         if path is None:
-            return Config("", "", {}, "")
+            return Config("", "", {}, "", [])
     import tomllib
 
     try:
@@ -63,14 +70,20 @@ def load(path: str | None = None) -> Config:
     _only(path, "run.", run, ("userns",))
     options = {}
     for key in storage:
-        if key != "driver":
+        if key not in ("driver", "require"):
             options[key] = _table(path, storage, key, "storage.")
     driver, userns = storage.get("driver", ""), run.get("userns", "")
     if not isinstance(driver, str):
         raise ConfigError(f"{path}: storage.driver must be a string, not {driver!r}")
     if userns not in ("", "auto", "host"):
         raise ConfigError(f"{path}: run.userns is {userns!r}", hint='It may be "auto" or "host".')
-    return Config(path, driver, options, userns)
+    require = storage.get("require", [])
+    if not isinstance(require, list) or not all(flag in REQUIRABLE for flag in require):
+        raise ConfigError(
+            f"{path}: storage.require is {require!r}",
+            hint=f"A list of capabilities, of which there are {', '.join(REQUIRABLE)}.",
+        )
+    return Config(path, driver, options, userns, require)
 
 
 def _table(path: str, content: dict[str, Any], key: str, prefix: str = "") -> dict[str, Any]:

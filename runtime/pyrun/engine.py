@@ -51,7 +51,7 @@ class Engine:
                  XDG_RUNTIME_DIR); made on first use, mode 0700
     config       a TOML file (None: /etc/pyrun/config.toml, then ~/.config/pyrun/config.toml, if present)
     storage      driver name (None: what the store recorded, else the configuration, else by choice)
-    storage_opts "driver.option=value" each
+    storage_opts "driver.option=value" each; and "size=10G", which limits what a container of `run` may write
 
     Everything raises `PyrunError` and its kinds. As an ordinary user, the first method that works on layers
     moves this process into a user namespace of its own, for good: it must have one thread then.
@@ -71,7 +71,13 @@ class Engine:
         self.config = configuration.load(config)
         self._storage = storage
         self._options = {driver: dict(options) for driver, options in self.config.options.items()}
+        self._size: int | None = None
         for text in storage_opts:
+            if text.startswith("size="):
+                from .storage.quota import size_of
+
+                self._size = size_of(text.removeprefix("size="))
+                continue
             driver, dot, rest = text.partition(".")
             option, equals, value = rest.partition("=")
             if not dot or not equals or not driver or not option:
@@ -93,6 +99,13 @@ class Engine:
         progress: Callable[[Progress], None] | None = None,
     ) -> PullResult:
         """Pull an image by name: nothing is fetched that is here already, nothing unverified is kept."""
+        if self._size is not None:
+            raise UsageError("--storage-opt size= limits a container; an image has the size it has")
+        return self._pull(reference, platform, progress)
+
+    def _pull(
+        self, reference: str, platform: str | None, progress: Callable[[Progress], None] | None
+    ) -> PullResult:
         from .images.pull import pull
         from .images.registries import Registries
 
@@ -173,7 +186,7 @@ class Engine:
             raise UsageError(f"--pull {pull}: unknown policy", hint="One of missing, always, never.")
         _keep_standard_fds()
         store = self._open()
-        env = create.check(store, options, self.config.userns)
+        env = create.check(store, options, self.config.userns, self._size)
         containers = self._containers()
         self._make_state()
         found = self._local_or_pulled(image, pull, platform, progress)
@@ -188,6 +201,7 @@ class Engine:
                 options,
                 env=env,
                 userns_default=self.config.userns,
+                size=self._size,
             )
         return run.start(made, containers, options, self.state)
 
@@ -300,6 +314,7 @@ class Engine:
                 self._storage or self.config.driver,
                 self._options,
                 named_by=named_by if self._storage or self.config.driver else "",
+                require=self.config.require,
             )
             containers = self._containers()
             store.staging.sweep(lambda path, driver: containers.clear_staged(path, driver, store.remove))
@@ -366,23 +381,25 @@ class Engine:
                 if policy == "never":
                     raise NotFound(f"the local image {name} is for {found.platform}, not {platform}")
         if not progress:
-            return self.pull(name, platform=platform).image
+            return self._pull(name, platform, None).image
         from .images.record import Progress
         from .images.reference import Reference
 
         familiar = Reference.parse(name).familiar
         if policy != "always":
             progress(Progress("", f"Unable to find image '{familiar}' locally"))
-        result = self.pull(name, platform=platform, progress=progress)
+        result = self._pull(name, platform, progress)
         progress(Progress("", f"Digest: {result.image.digest}"))
         outcome = "Downloaded newer image for" if result.newer else "Image is up to date for"
         progress(Progress("", f"Status: {outcome} {familiar}"))
         return result.image
 
     def _layers(self, store: Store, image: Image) -> list[Layer]:
-        """The image's layers in the driver's form; one that is missing is made again from its blob."""
-        from .storage.layers import chain_id
+        """What to mount for the image, in the driver's form; a layer that is missing is made again from its
+        blob."""
+        from .storage.layers import chain_id, check_depth
 
+        check_depth(store.driver, len(image.layers))
         layers: list[Layer] = []
         parent: Layer | None = None
         for layer in image.layers:
@@ -398,6 +415,8 @@ class Engine:
                 found = store.layers.ingest(StoredBlob(self._images().content, layer), parent)
             layers.append(found)
             parent = found
+        layers = store.layers.mended(layers)
+        check_depth(store.driver, len(layers))
         return layers
 
 

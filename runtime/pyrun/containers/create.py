@@ -10,6 +10,7 @@ import os
 import time
 
 from ..errors import Conflict, ContainerError, PyrunError, Unsupported, UsageError
+from ..storage import failpoints
 from ..storage.events import StorageEvent
 from . import claims, volumes
 from . import spec as specs
@@ -83,7 +84,9 @@ def check_hostname(name: str) -> str:
     )
 
 
-def check(store: Store, options: ContainerOptions, userns_default: str) -> dict[str, str]:
+def check(
+    store: Store, options: ContainerOptions, userns_default: str, size: int | None = None
+) -> dict[str, str]:
     """Refuse what makes no sense whatever the image is, before anything is pulled; the caller's environment
     variables, which `create` takes. Raises `UsageError` or `Unsupported`."""
     from . import names
@@ -94,6 +97,12 @@ def check(store: Store, options: ContainerOptions, userns_default: str) -> dict[
             f"the storage driver {store.driver.name} can't show its layers through a user namespace here "
             f"({store.driver.verdict.why})",
             hint='Run with --userns=host, or set userns = "host" under [run] in the configuration.',
+        )
+    if size is not None and not store.driver.verdict.caps.quota:
+        raise Unsupported(
+            f"the storage driver {store.driver.name} can't limit the size of a container here "
+            f"({store.driver.verdict.why})",
+            hint="Leave out --storage-opt size=, or use a driver with quotas (btrfs, where quotas are enabled).",
         )
     if options.name is not None:
         names.check(options.name)
@@ -118,8 +127,10 @@ def create(
     *,
     env: dict[str, str],
     userns_default: str,
+    size: int | None = None,
 ) -> Made:
-    """Make the container on disk. ``image`` has reference, id and config; ``env`` is what `check` returned.
+    """Make the container on disk. ``image`` has reference, id and config; ``env`` is what `check` returned;
+    ``size`` limits what it may write, in bytes.
 
     Raises before anything is written where the options and the image make no sense
     together; afterwards whatever fails leaves nothing behind.
@@ -145,6 +156,7 @@ def create(
     tmpfs = [specs.tmpfs_mount(text) for text in options.tmpfs]
 
     stage = store.staging.new(store.driver.name)
+    failpoints.reach("prepare.staged")
     try:
         name = _claim_name(containers, options.name, id, stage, store.remove)
     except BaseException:
@@ -154,7 +166,8 @@ def create(
     try:
         began = time.monotonic()
         os.mkdir(f"{stage.path}/rw", 0o700)
-        store.driver.prepare(layers, f"{stage.path}/rw")
+        store.driver.prepare(layers, f"{stage.path}/rw", size)
+        failpoints.reach("prepare.made")
         store.emit(StorageEvent("prepared", store.driver.name, id, time.monotonic() - began))
         _seed_volumes(store, layers, found, stage.path)
         _write_etc(stage.path, hostname, network, found)
@@ -192,6 +205,7 @@ def create(
                 "env": variables,
                 "hostname": hostname,
                 "read_only": options.read_only,
+                "size": size,
                 "mounts": [
                     {"source": v.source, "destination": v.destination, "readonly": v.readonly} for v in found
                 ],
@@ -201,6 +215,7 @@ def create(
         }
         made = Made(store, stage, record, spec, userns)
         made.directory = containers.commit(stage, record, durable=not options.rm)
+        failpoints.reach("prepare.placed")
         name.keep()
         return made
     except BaseException as error:

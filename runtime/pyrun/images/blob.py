@@ -190,6 +190,11 @@ class RegistryBlob(StoredBlob):
         super().__init__(content, layer, annotations, report)
         self._client = client
 
+    def range(self, offset: int, count: int) -> bytes:
+        if self._content.has(self.digest):
+            return super().range(offset, count)
+        return self._client.blob_range(self.digest, offset, count)
+
     def _compressed(self) -> Generator[Buffer, None, None]:
         writer = self._content.writer(self.digest, self.size)
         if writer is None:

@@ -86,6 +86,36 @@ class RegistryClient:
             )
         return response
 
+    def blob_range(self, digest: str, offset: int, count: int) -> bytes:
+        """``count`` bytes of the blob from ``offset``, fewer at its end; not verified (RFC 9110, section 14).
+
+        Raises `RegistryError` where the registry serves no ranges: the whole blob is not read for a part of it.
+        """
+        if count <= 0:
+            return b""
+        response = self._request("GET", f"blobs/{digest}", {"Range": f"bytes={offset}-{offset + count - 1}"})
+        if response.status == 416:  # it begins past the end; the length told may be the blob's
+            response.close()
+            return b""
+        if response.status == 200:
+            response.close()
+            raise RegistryError(
+                f"{self.endpoint.host} serves no parts of blobs, which this image's storage driver needs",
+                hint="Use a driver that is not lazy (--storage).",
+            )
+        if response.status != 206:
+            self._body(response, f"layer {digest} of {self.name}", 0)
+        said = response.header("Content-Range") or ""
+        if not said.startswith(f"bytes {offset}-"):
+            response.close()
+            raise RegistryError(
+                f"{self.endpoint.host} sends {printable(said, 60)!r} where bytes from {offset} were asked for"
+            )
+        body = response.read(count)
+        if body is None:
+            raise RegistryError(f"{self.endpoint.host} sends more than the {count} bytes asked for")
+        return body
+
     def _request(self, method: str, path: str, headers: dict[str, str]) -> Response:
         url = self._transport.url(f"/v2/{self.endpoint.path}/{path}")
         known = self._authorizer.header

@@ -48,7 +48,8 @@ class LayerFetch:
     def ingest(self, report: Report) -> None:
         """Unpack the layer and keep its compressed blob, whichever is missing."""
         if self._layers.find(self.key) is not None:
-            self.store(report)
+            if not self._lazy:
+                self.store(report)
             return
 
         def use(blob: LayerBlob) -> None:
@@ -57,12 +58,21 @@ class LayerFetch:
             else:
                 self._layers.ingest(blob)
 
-        if not self._through(use, _sparse(report)).verified:
+        if not self._through(use, _sparse(report)).verified and not self._lazy:
             self.store(report)  # another process made the layer, perhaps from another blob
 
     def store(self, report: Report) -> None:
         """Keep the compressed blob, and check that it unpacks to the diff_id."""
         self._through(LayerBlob.verify, _sparse(report))
+
+    @property
+    def _lazy(self) -> bool:
+        """A lazy driver reads what it needs when it needs it, and verifies that itself."""
+        return self._layers.driver.verdict.caps.lazy
+
+    def needed_blob_is_there(self) -> bool:
+        """`stored`, for a driver that needs the blob."""
+        return self._lazy or self.stored()
 
     def stored(self) -> bool:
         """Whether the blob is stored, of the size that the manifest says. A damaged one is removed.

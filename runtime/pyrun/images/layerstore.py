@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ..storage.contract import Blob, Driver, Layer
+    from ..storage.guard import Guarded
     from ..storage.locks import Staging
 
 
 class LayerStore(Protocol):
     chained: bool
-    driver: Driver
+    driver: Driver | Guarded
     staging: Staging
 
     def find(self, key: str, /) -> Layer | None: ...

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from ..storage.layers import check_depth
 from ..storage.locks import SharedLock
 from .client import RegistryClient
 from .content import ContentStore, out_of_space
@@ -82,6 +83,7 @@ class _Pull:
             for client in clients:
                 client.close()  # the workers open their own connections
         self._say(self.reference.digest or str(self.reference.tag), f"Pulling from {self.reference.path}")
+        check_depth(self.layers.driver, len(resolved.config.rootfs.diff_ids))
         keys = layer_keys(resolved.config.rootfs.diff_ids, chained=self.layers.chained)
         fetched = self._fetch(resolved, keys)
         newer = self._newer(resolved)
@@ -128,7 +130,7 @@ class _Pull:
             fetch = LayerFetch(layer, diff_id, key, self.content, self.layers, resolved.clients)
             stack.append(fetch)
             pair = (layer.digest, diff_id)
-            if pair in proven and fetch.stored() and self.layers.find(key) is not None:
+            if pair in proven and fetch.needed_blob_is_there() and self.layers.find(key) is not None:
                 self._say(short(layer.digest), "Already exists")
             elif pair not in plan:
                 self._say(short(layer.digest), "Pulling fs layer")

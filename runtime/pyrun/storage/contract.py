@@ -312,16 +312,20 @@ class Driver(ABC):
 
 
 class DriverReport:
-    """One line of ``pyrun storage doctor``: state is "selected", "usable", "no" or "broken"."""
+    """One line of ``pyrun storage doctor``: state is "selected", "usable", "no" or "broken". ``caps`` is None
+    where the driver could not be loaded."""
 
-    __slots__ = ("distribution", "fix", "name", "state", "why")
+    __slots__ = ("caps", "distribution", "fix", "name", "state", "why")
 
-    def __init__(self, name: str, state: str, why: str, fix: str = "", distribution: str = "") -> None:
+    def __init__(
+        self, name: str, state: str, why: str, fix: str = "", distribution: str = "", caps: Caps | None = None
+    ) -> None:
         self.name = name
         self.state = state
         self.why = why
         self.fix = fix
         self.distribution = distribution
+        self.caps = caps
 
 
 def typed_options(driver: type[Driver], given: Mapping[str, Any]) -> dict[str, Any]:

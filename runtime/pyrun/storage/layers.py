@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 
-from ..errors import LayerError
+from ..errors import LayerError, TooManyLayers
 from ..kernel.mount import syncfs
 from . import failpoints, records
 from .contract import Layer
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..layers.unpack import Unpacked
     from .contract import Blob, Driver
+    from .guard import Guarded
 
 
 def boot_id() -> str:
@@ -41,11 +42,25 @@ def chain_id(parent: str | None, diff_id: str) -> str:
     return "sha256:" + hashlib.sha256(f"{parent} {diff_id}".encode()).hexdigest()
 
 
+def check_depth(driver: Driver | Guarded, count: int) -> None:
+    """Raises `TooManyLayers` where ``driver`` says that it can't mount ``count`` layers."""
+    limit = driver.verdict.caps.max_layers
+    if limit is not None and count > limit:
+        raise TooManyLayers(
+            f"the image has {count} layers; the storage driver {driver.name} mounts at most {limit}",
+            hint="Use an image with fewer layers, or a driver without that limit (pyrun storage doctor).",
+        )
+
+
 class LayerStore:
     """The layers of one driver below ``root``."""
 
     def __init__(
-        self, root: str, driver: Driver, staging: Staging, emit: Callable[[StorageEvent], None] | None = None
+        self,
+        root: str,
+        driver: Driver | Guarded,
+        staging: Staging,
+        emit: Callable[[StorageEvent], None] | None = None,
     ) -> None:
         self.root = root
         self.driver = driver
@@ -186,14 +201,30 @@ class LayerStore:
                 continue
 
     def remove(self, id: str) -> None:
-        """Remove a layer; a missing one is success. The caller knows that nothing uses it."""
+        """Remove a layer; a missing one is success. The caller knows that no image and no container uses it.
+
+        Raises `Conflict` where a living lease holds it.
+        """
         path = self.path(id)
+        self._check_unleased(id)
         began = time.monotonic()
         failpoints.reach("remove.begin")
         with Lock(f"{self.root}/locks/layer-{self.driver.name}-{os.path.basename(path)}"):
             self._discard(path)
         failpoints.reach("remove.removed")
         self._tell("removed", id, began)
+
+    def _check_unleased(self, id: str) -> None:
+        try:
+            if not os.listdir(f"{self.root}/leases"):
+                return
+        except FileNotFoundError:
+            return
+        from .leases import holder
+
+        by = holder(self.root, self.driver.name, id)
+        if by:
+            raise Conflict(f"the layer {id} is in use by {by}", hint="Wait until that is done, or end it.")
 
     def _discard(self, path: str) -> None:
         try:

@@ -16,28 +16,30 @@ import sys
 
 from ..errors import ConfigError, StorageError
 from . import records
-from .contract import Caps, DriverReport, Env, Verdict, typed_options
+from .contract import Caps, Driver, DriverReport, Env, Verdict, typed_options
+from .guard import Guarded, verdict_of
 from .layers import LayerStore, boot_id
 from .locks import Lock, Staging
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from .contract import Driver
     from .events import StorageEvent
     from .plugins import Found, Plugins
 
 VERSION = 1
-# Tried in this order for a new store where nobody has an opinion; copying ("vfs") is never automatic.
-ORDER = ("overlay", "btrfs", "fuse-overlayfs", "aufs")
+# Tried in this order for a new store where nobody has an opinion. erofs and btrfs are taken only by request;
+# copying ("vfs") is the last resort, and says what it costs.
+ORDER = ("overlay", "fuse-overlayfs", "aufs", "vfs")
 _DIRECTORIES = ("staging", "locks", "layers", "containers", "names", "images", "content", "ingest")
 
 
 def installation_key() -> str:
-    """Changes when a package is installed or removed: the times of the directories Python imports from."""
-    times = []
+    """Changes when a package is installed or removed (the times of the directories Python imports from), and
+    with what PYRUN_PLUGINS limits loading to."""
+    times = [os.environ.get("PYRUN_PLUGINS", "")]
     for path in sys.path:
         # The first entry is the script's own directory, or the current one: not where packages are.
         if path and (path != sys.path[0] or path.endswith("-packages")):
@@ -52,7 +54,7 @@ class Store:
     """A store directory opened with one driver.
 
     root, env, staging  see `Env` and `Staging`
-    driver, layers      the driver instance and its layers
+    driver, layers      the driver, guarded, and its layers
     """
 
     def __init__(
@@ -62,15 +64,13 @@ class Store:
         driver: Driver,
         staging: Staging,
         plugins: Plugins | None,
-        warnings: list[str],
     ) -> None:
         self.root = root
         self.env = env
-        self.driver = driver
+        self.driver = Guarded(driver)
         self.staging = staging
         self.plugins = plugins
-        self.warnings = warnings
-        self.layers = LayerStore(root, driver, staging, self.emit if plugins else None)
+        self.layers = LayerStore(root, self.driver, staging, self.emit if plugins else None)
 
     def emit(self, event: StorageEvent) -> None:
         if self.plugins:
@@ -79,7 +79,7 @@ class Store:
     def other(self, name: str) -> type[Driver] | None:
         """The class of another driver by name, for removing what it made; None where it is not installed."""
         if name == self.driver.name:
-            return type(self.driver)
+            return type(self.driver.inner)
         for found in (self.plugins or _plugins()).drivers():
             if found.name == name:
                 return found.driver
@@ -92,10 +92,11 @@ class Store:
             from ..layers.remove import remove_tree
 
             remove_tree(path)
-        elif cls is type(self.driver):
+        elif cls is type(self.driver.inner):
             self.driver.remove(path)
         else:
-            cls(self.env, dict(cls.Options), Verdict(True, "for removal only")).remove(path)
+            verdict = Verdict(True, "for removal only")
+            Guarded(cls(self.env, typed_options(cls, {}), verdict)).remove(path)
 
 
 def make_directories(root: str) -> None:
@@ -168,11 +169,19 @@ def _read(root: str, env: Env) -> dict[str, Any]:
     return record
 
 
-def open_store(env: Env, name: str, options: Mapping[str, Mapping[str, Any]], *, named_by: str = "") -> Store:
+def open_store(
+    env: Env,
+    name: str,
+    options: Mapping[str, Mapping[str, Any]],
+    *,
+    named_by: str = "",
+    require: Sequence[str] = (),
+) -> Store:
     """Open the store at ``env.root`` with driver ``name``; "" takes the recorded one, else chooses.
 
-    ``options`` are per driver name; ``named_by`` tells in errors where the name came from. Raises
-    `StorageError` where the driver can't be used: it is never replaced by another one.
+    ``options`` are per driver name; ``named_by`` tells in errors where the name came from; ``require`` names
+    capabilities (true flags of `Caps`) without which a driver is refused. Raises `StorageError` where the
+    driver can't be used: it is never replaced by another one.
     """
     make_directories(env.root)
     record = _read(env.root, env)
@@ -188,8 +197,14 @@ def open_store(env: Env, name: str, options: Mapping[str, Mapping[str, Any]], *,
     if driver is None or verdict is None or not verdict.ok or not record["driver"]:
         # A mistyped `--storage-opt` shows even when the name is chosen anew.
         plugins = _plugins()
-        driver, verdict, given = _select(env, wanted, name, options, plugins, record, named_by)
-    store = Store(env.root, env, driver(env, given, verdict), Staging(f"{env.root}/staging"), plugins, [])
+        driver, verdict, given = _select(env, wanted, name, options, plugins, record, named_by, require)
+    lacking = _lacking(verdict, require)
+    if lacking:
+        raise StorageError(
+            f"the storage driver {driver.name} lacks {lacking[0]}, which the configuration requires: {verdict.why}",
+            hint="Use another driver (--storage, or pyrun storage migrate), or change storage.require.",
+        )
+    store = Store(env.root, env, driver(env, given, verdict), Staging(f"{env.root}/staging"), plugins)
     unknown = [key for key in options if key != driver.name and not _installed(key, record, plugins)]
     if unknown:
         raise StorageError(
@@ -197,6 +212,10 @@ def open_store(env: Env, name: str, options: Mapping[str, Mapping[str, Any]], *,
             hint="pyrun storage doctor lists the drivers.",
         )
     return store
+
+
+def _lacking(verdict: Verdict, require: Sequence[str]) -> list[str]:
+    return [flag for flag in require if not getattr(verdict.caps, flag)]
 
 
 def _installed(name: str, record: dict[str, Any], plugins: Plugins | None) -> bool:
@@ -208,10 +227,10 @@ def _import(entry: str) -> type[Driver] | None:
     if not qualname or "." in qualname:
         return None
     try:
-        found: type[Driver] | None = getattr(importlib.import_module(module), qualname, None)
-    except ImportError:
-        return None
-    return found
+        found = getattr(importlib.import_module(module), qualname, None)
+    except (Exception, SystemExit):
+        return None  # the search that follows tells what is wrong with it
+    return found if isinstance(found, type) and issubclass(found, Driver) else None
 
 
 def _select(
@@ -222,15 +241,17 @@ def _select(
     plugins: Plugins,
     record: dict[str, Any],
     named_by: str,
+    require: Sequence[str],
 ) -> tuple[type[Driver], Verdict, dict[str, Any]]:
     """Find and probe the driver by search, and record what was found."""
     found = plugins.drivers()
     sound = {f.name: f for f in found if f.driver is not None}
     verdicts: dict[str, tuple[str, Verdict]] = {}
     if not wanted:
-        wanted = _choose(env, sound, options, plugins, verdicts)
+        wanted = _choose(env, sound, options, plugins, verdicts, require)
     if wanted not in sound:
-        raise StorageError(*_missing(wanted, found, name, named_by))
+        message, hint = _missing(wanted, found, name, named_by, plugins)
+        raise StorageError(message, hint=hint)
     driver = sound[wanted].driver
     assert driver is not None
     given = typed_options(driver, options.get(wanted, {}))
@@ -238,19 +259,23 @@ def _select(
         key, verdict = verdicts[wanted]
     else:
         key = _probe_key(driver, env, given)
-        verdict = driver.probe(env, given)
+        verdict = verdict_of(driver, env, given)
     if not verdict.ok:
-        source = "" if name else ", with which this store was made,"
-        raise StorageError(
-            f"the storage driver {wanted}{source} can't be used: {verdict.why}", hint=verdict.fix
-        )
+        source, hint = "", verdict.fix
+        if not name:
+            source = ", with which this store was made,"
+            hint = f"{hint}\n{_MIGRATE}" if hint else _MIGRATE
+        raise StorageError(f"the storage driver {wanted}{source} can't be used: {verdict.why}", hint=hint)
+    if record["driver"] != wanted and verdict.found.get("warning"):
+        print(f"pyrun: warning: the storage driver {wanted}: {verdict.found['warning']}", file=sys.stderr)
     with Lock(f"{env.root}/locks/storage"):
         record = _read(env.root, env)
         record["driver"] = record["driver"] or wanted
         record["installation"] = installation_key()
         record["observers"] = plugins.observers
         record["entries"] = {f.name: f.entry for f in sound.values()}
-        record["verdicts"][wanted] = _kept(verdict, key)
+        verdicts[wanted] = (key, verdict)
+        record["verdicts"].update({known: _kept(seen, at) for known, (at, seen) in verdicts.items()})
         try:
             records.write(f"{env.root}/storage.json", record)
         except OSError as error:
@@ -258,7 +283,13 @@ def _select(
     return driver, verdict, given
 
 
-def _missing(wanted: str, found: list[Found], name: str, named_by: str) -> tuple[str]:
+_MIGRATE = "Or move the store to a driver that works here: pyrun storage migrate DRIVER."
+
+
+def _missing(
+    wanted: str, found: list[Found], name: str, named_by: str, plugins: Plugins
+) -> tuple[str, str]:
+    """What is wrong with the name ``wanted``, and what to do."""
     broken = next((f.broken for f in found if f.name == wanted and f.broken), "")
     usable = ", ".join(sorted(f.name for f in found if not f.broken))
     what = f"the storage driver {wanted!r}"
@@ -267,7 +298,12 @@ def _missing(wanted: str, found: list[Found], name: str, named_by: str) -> tuple
     elif not name:
         what += ", with which this store was made,"
     why = f"is broken: {broken}" if broken else "is not installed"
-    return (f"{what} {why}\nInstalled drivers: {usable or 'none'}. Reasons: pyrun storage doctor.",)
+    if not broken and plugins.excluded(wanted):
+        why = "is left out by PYRUN_PLUGINS"
+    hint = f"Installed drivers: {usable or 'none'}. Reasons: pyrun storage doctor."
+    if not name and not named_by:
+        hint += f"\n{_MIGRATE}"
+    return f"{what} {why}", hint
 
 
 def _choose(
@@ -276,18 +312,23 @@ def _choose(
     options: Mapping[str, Mapping[str, Any]],
     plugins: Plugins,
     verdicts: dict[str, tuple[str, Verdict]],
+    require: Sequence[str],
 ) -> str:
-    """The driver of a new store: a plugin's opinion, else the first of `ORDER` that works."""
+    """The driver of a new store: a plugin's opinion, else the first of `ORDER` that works and has what is
+    required."""
     for name, found in sound.items():
         assert found.driver is not None
         given = typed_options(found.driver, options.get(name, {}))
-        verdicts[name] = (_probe_key(found.driver, env, given), found.driver.probe(env, given))
+        verdicts[name] = (_probe_key(found.driver, env, given), verdict_of(found.driver, env, given))
     opinion = plugins.choose({name: verdict for name, (_, verdict) in verdicts.items()}, env)
     if opinion is not None:
         return opinion
     for name in ORDER:
-        if name in verdicts and verdicts[name][1].ok:
+        if name in verdicts and verdicts[name][1].ok and not _lacking(verdicts[name][1], require):
             return name
+    for name, (key, verdict) in list(verdicts.items()):
+        if verdict.ok and (lacking := _lacking(verdict, require)):
+            verdicts[name] = (key, Verdict(False, f"it lacks {lacking[0]}, which the configuration requires"))
     reasons = "; ".join(f"{name}: {verdict.why}" for name, (_, verdict) in verdicts.items() if not verdict.ok)
     raise StorageError(
         f"no storage driver can be used below {env.root} ({reasons or 'none is installed'})",
@@ -296,24 +337,28 @@ def _choose(
 
 
 def doctor(env: Env, name: str, options: Mapping[str, Mapping[str, Any]]) -> list[DriverReport]:
-    """Every driver, usable or not, and why: each is probed afresh. For ``pyrun storage doctor``."""
+    """Every driver, usable or not, and why: each is tried afresh, and what was found serves the next command.
+    For ``pyrun storage doctor``."""
     make_directories(env.root)
     record = _read(env.root, env)
     reports = []
+    fresh: dict[str, dict[str, Any]] = {}
     for found in _plugins().drivers():
         if found.driver is None:
             reports.append(DriverReport(found.name, "broken", found.broken, "", found.distribution))
             continue
         given = typed_options(found.driver, options.get(found.name, {}))
-        try:
-            verdict = found.driver.probe(env, given)
-        except Exception as error:  # the contract forbids it; a stranger's driver may all the same
-            reports.append(
-                DriverReport(found.name, "broken", f"its probe raised {error!r}", "", found.distribution)
-            )
-            continue
+        verdict = verdict_of(found.driver, env, given)
+        fresh[found.name] = _kept(verdict, _probe_key(found.driver, env, given))
         state = "usable" if verdict.ok else "no"
         if verdict.ok and found.name == (name or record["driver"]):
             state = "selected"
-        reports.append(DriverReport(found.name, state, verdict.why, verdict.fix, found.distribution))
+        reports.append(
+            DriverReport(found.name, state, verdict.why, verdict.fix, found.distribution, verdict.caps)
+        )
+    if record["driver"]:
+        with Lock(f"{env.root}/locks/storage"):
+            record = _read(env.root, env)
+            record["verdicts"].update(fresh)
+            records.write(f"{env.root}/storage.json", record)
     return reports
