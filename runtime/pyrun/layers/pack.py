@@ -14,6 +14,7 @@ from errno import ENODATA, ENOTSUP, ENXIO
 from ..errors import LayerError
 from .dirs import Directories
 from .names import WHITEOUT, shown
+from .owners import translated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ _TYPES = {
     stat.S_IFDIR: b"5",
     stat.S_IFIFO: b"6",
 }
-_O_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_O_HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_O_FILE = os.O_RDONLY | os.O_CLOEXEC
 
 
 def pack(
@@ -58,8 +60,10 @@ def pack(
     `pyrun.storage.contract.Change`). ``owner`` translates the owner that the view shows into the layer's
     (of a container in a user namespace, through its map). ``each`` is called before each entry.
 
-    A file that vanished since it was told is left out; so are sockets, which no tar has. Sparse files are
-    stored without their holes (GNU.sparse, pax format 1.0). Hard links among what is packed stay links.
+    What was told as added and is gone is left out; so are sockets, which no tar has. Where such a thing was
+    told as modified, the layer deletes the name, for the file of the layers below is not there any more.
+    Sparse files are stored without their holes (GNU.sparse, pax format 1.0). Hard links among what is packed
+    stay links. Where ``owner`` translates, it does so in ACLs and file capabilities, too.
 
     Raises `LayerError` for a name that a tar can't hold as what it is: one that starts with ``.wh.``.
     """
@@ -92,18 +96,19 @@ class _Packer:
                 f"{shown(path)} can't be in a layer: names that start with '.wh.' mean deletions there",
                 hint="Rename the file.",
             )
-        if path:
-            self.parents(directory)
-        if kind == "delete":
-            name = (directory + b"/" if directory else b"") + WHITEOUT + base
-            self.header(name, b"0", 0, 0, 0, 0, 0, {})
-            return
-        try:
-            self.entry(directory, base, path)
-        except (FileNotFoundError, NotADirectoryError):
-            pass  # the container has removed it since
+        if path and not self.parents(directory):
+            return  # gone with the directory, whose own change says so
+        stored = False
+        if kind != "delete":
+            try:
+                stored = self.entry(directory, base, path)
+            except (FileNotFoundError, NotADirectoryError):
+                pass  # the container has removed it since
+        if kind == "delete" or (kind == "modify" and not stored):
+            self.header((directory + b"/" if directory else b"") + WHITEOUT + base, b"0", 0, 0, 0, 0, 0, {})
 
-    def parents(self, directory: bytes) -> None:
+    def parents(self, directory: bytes) -> bool:
+        """List ``directory`` and those above it that have no entry yet; False where it is there no more."""
         missing = []
         while directory not in self.listed:
             missing.append(directory)
@@ -114,43 +119,71 @@ class _Packer:
             try:
                 fd = self.dirs.open(name)
             except (FileNotFoundError, NotADirectoryError):
-                return
+                return False
             self.directory(name, fd)
+        return True
 
-    def entry(self, directory: bytes, base: bytes, path: bytes) -> None:
+    def entry(self, directory: bytes, base: bytes, path: bytes) -> bool:
+        """Store ``path`` as it is now; False for what no tar has."""
         if not path:
             if path not in self.listed:
                 self.directory(path, self.root)
-            return
-        parent = self.dirs.open(directory)
-        found = os.lstat(base, dir_fd=parent)
+            return True
+        # An fd of what is there, whatever it is, and without its doing: by now the name may be a device's.
+        handle = os.open(base, _O_HANDLE, dir_fd=self.dirs.open(directory))
+        try:
+            found = os.fstat(handle)
+            kind = stat.S_IFMT(found.st_mode)
+            if kind == stat.S_IFDIR:
+                if path not in self.listed:
+                    self.directory(path, self.dirs.open(path))
+            elif kind not in _TYPES:
+                return False
+            elif not self.linked(path, found):
+                if kind == stat.S_IFREG:
+                    fd = os.open(b"/proc/self/fd/%d" % handle, _O_FILE)
+                    try:
+                        self.file(path, fd, found)
+                    finally:
+                        os.close(fd)
+                else:
+                    self.node(directory, base, path, handle, found)
+                if found.st_nlink > 1:
+                    self.links[found.st_dev, found.st_ino] = path
+        finally:
+            os.close(handle)
+        return True
+
+    def linked(self, path: bytes, found: os.stat_result) -> bool:
+        """Store ``path`` as a hard link, where another name of its inode is in the layer already."""
+        first = self.links.get((found.st_dev, found.st_ino)) if found.st_nlink > 1 else None
+        if first is None:
+            return False
+        directory, _, base = first.rpartition(b"/")
+        try:
+            there = os.lstat(base, dir_fd=self.dirs.open(directory))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        # A running container may have given that name, or the inode's number, to another file since.
+        if (there.st_dev, there.st_ino) != (found.st_dev, found.st_ino):
+            return False
+        self.header(path, b"1", 0, *self.ids(found), 0, found.st_mtime_ns, {}, link=first)
+        return True
+
+    def node(self, directory: bytes, base: bytes, path: bytes, handle: int, found: os.stat_result) -> None:
         kind = stat.S_IFMT(found.st_mode)
-        if kind == stat.S_IFDIR:
-            if path not in self.listed:
-                self.directory(path, self.dirs.open(path))
-            return
-        if kind not in _TYPES:
-            return
-        if found.st_nlink > 1:
-            first = self.links.setdefault((found.st_dev, found.st_ino), path)
-            if first is not path:
-                self.header(path, b"1", 0, *self.ids(found), 0, found.st_mtime_ns, {}, link=first)
-                return
-        if kind == stat.S_IFREG:
-            fd = os.open(base, _O_FILE, dir_fd=parent)
-            try:
-                found = os.fstat(fd)
-                if stat.S_ISREG(found.st_mode):
-                    self.file(path, fd, found)
-            finally:
-                os.close(fd)
-            return
-        xattrs = _xattrs(b"/proc/self/fd/%d/%s" % (parent, base))
-        link = os.readlink(base, dir_fd=parent) if kind == stat.S_IFLNK else b""
-        device = found.st_rdev if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0
-        mode = stat.S_IMODE(found.st_mode)
+        # By name: an O_PATH fd has no flistxattr, and /proc/self/fd/N of a symbolic link is followed.
+        xattrs = self.xattrs(b"/proc/self/fd/%d/%s" % (self.dirs.open(directory), base))
         self.header(
-            path, _TYPES[kind], mode, *self.ids(found), 0, found.st_mtime_ns, xattrs, link=link, device=device
+            path,
+            _TYPES[kind],
+            stat.S_IMODE(found.st_mode),
+            *self.ids(found),
+            0,
+            found.st_mtime_ns,
+            xattrs,
+            link=os.readlink(b"", dir_fd=handle) if kind == stat.S_IFLNK else b"",
+            device=found.st_rdev if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0,
         )
 
     def directory(self, name: bytes, fd: int) -> None:
@@ -165,12 +198,12 @@ class _Packer:
             *self.ids(found),
             0,
             found.st_mtime_ns,
-            _xattrs(b"/proc/self/fd/%d" % fd, follow=True),
+            self.xattrs(b"/proc/self/fd/%d" % fd, follow=True),
         )
 
     def file(self, path: bytes, fd: int, found: os.stat_result) -> None:
         mode, size = stat.S_IMODE(found.st_mode), found.st_size
-        xattrs = _xattrs(b"/proc/self/fd/%d" % fd, follow=True)
+        xattrs = self.xattrs(b"/proc/self/fd/%d" % fd, follow=True)
         runs = _runs(fd, size) if size and found.st_blocks * 512 < size else [(0, size)]
         if len(runs) == 1 and runs[0] == (0, size):
             self.header(path, b"0", mode, *self.ids(found), size, found.st_mtime_ns, xattrs)
@@ -207,6 +240,11 @@ class _Packer:
 
     def ids(self, found: os.stat_result) -> tuple[int, int]:
         return self.owner(found.st_uid, found.st_gid)
+
+    def xattrs(self, path: bytes, *, follow: bool = False) -> dict[bytes, bytes]:
+        return {
+            key: translated(key, value, self.owner) for key, value in _xattrs(path, follow=follow).items()
+        }
 
     def header(
         self,

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _O_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_O_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_O_HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_O_FILE = os.O_RDONLY | os.O_CLOEXEC
 _CHUNK = 1 << 20
-# Overlayfs' own, which no layer carries.
-_PRIVATE = ("trusted.overlay.", "user.overlay.")
+# Overlayfs' own, and the host's labels: no layer carries them.
+_PRIVATE = ("trusted.overlay.", "user.overlay.", "security.selinux")
 
 
 def compare(below: int, view: int, *, unchanged_since: int | None = None) -> Iterator[Change]:
@@ -31,19 +32,24 @@ def compare(below: int, view: int, *, unchanged_since: int | None = None) -> Ite
     and the content: it is read where the ctimes differ. ``unchanged_since`` (ns) spares that for files of
     ``view`` whose ctime is not later, when the caller knows they were copies then. A directory's own mtime
     alone is no change. What vanishes from ``view`` meanwhile is left out, or told as deleted.
+
+    A file that got a further name is told as modified under the names that it had, so that a layer holds
+    all of them and can say that they are one file; these changes come last.
     """
+    links = _Links()
     with _Trees(below, view) as trees:
         one, two = trees.below.open(b""), trees.view.open(b"")
         if _attributes_differ(one, two, os.fstat(one), os.fstat(two)):
             yield Change(b"", "modify")
-        yield from _walk(trees, b"", True, unchanged_since)
+        yield from _walk(trees, b"", True, unchanged_since, links)
+    yield from links.changes()
 
 
 def added(view: int, name: bytes) -> Iterator[Change]:
     """Everything below the directory ``name`` (root-relative) of the mount ``view``, told as added; not
     ``name`` itself."""
     with _Trees(view, view) as trees:
-        yield from _walk(trees, name, False, None)
+        yield from _walk(trees, name, False, None, _Links())
 
 
 class _Trees:
@@ -62,11 +68,31 @@ class _Trees:
             os.close(tree.fds[b""])
 
 
+class _Links:
+    """The files of the view that have several names: which of these changed and which did not."""
+
+    def __init__(self) -> None:
+        self.changed: set[tuple[int, int]] = set()
+        self.unchanged: dict[tuple[int, int], list[bytes]] = {}
+
+    def note(self, path: bytes, found: os.stat_result, changed: bool) -> None:
+        key = (found.st_dev, found.st_ino)
+        if changed:
+            self.changed.add(key)
+        else:
+            self.unchanged.setdefault(key, []).append(path)
+
+    def changes(self) -> Iterator[Change]:
+        names = (path for key, paths in self.unchanged.items() if key in self.changed for path in paths)
+        for path in sorted(names):
+            yield Change(path, "modify")
+
+
 def _open(fd: int) -> int:
     return os.open(".", _O_DIRECTORY, dir_fd=fd)
 
 
-def _walk(trees: _Trees, where: bytes, is_below: bool, since: int | None) -> Iterator[Change]:
+def _walk(trees: _Trees, where: bytes, is_below: bool, since: int | None, links: _Links) -> Iterator[Change]:
     """Compare directory ``where`` of both trees; ``is_below`` False takes the lower one for empty."""
     # An explicit stack of (directory, whether it is below, names to do): a tree may be as deep as it likes.
     stack = [(where, is_below, _names(trees, where, is_below))]
@@ -90,10 +116,11 @@ def _walk(trees: _Trees, where: bytes, is_below: bool, since: int | None) -> Ite
             if old is not None:
                 yield Change(path, "delete")
             continue
-        if old is None:
-            yield Change(path, "add")
-        elif _differs(below, view, name, old, new, since):
-            yield Change(path, "modify")
+        changed = old is None or _differs(below, view, name, old, new, since)
+        if changed:
+            yield Change(path, "add" if old is None else "modify")
+        if new.st_nlink > 1 and not stat.S_ISDIR(new.st_mode):
+            links.note(path, new, changed)
         if stat.S_ISDIR(new.st_mode):
             both = old is not None and stat.S_ISDIR(old.st_mode)
             try:
@@ -174,25 +201,26 @@ def _xattrs(dirfd: int, name: bytes) -> dict[str, bytes]:
 
 
 def _content_differs(below: int, view: int, name: bytes) -> bool:
-    one = two = -1
+    handles: list[int] = []
+    files: list[int] = []
     try:
-        one = os.open(name, _O_FILE, dir_fd=below)
-        two = os.open(name, _O_FILE, dir_fd=view)
+        for dirfd in (below, view):
+            handles.append(os.open(name, _O_HANDLE, dir_fd=dirfd))
+            # Only a regular file is opened: by now the name may be a device's, and opening one may do something.
+            if not stat.S_ISREG(os.fstat(handles[-1]).st_mode):
+                return True
+            files.append(os.open(b"/proc/self/fd/%d" % handles[-1], _O_FILE))
         while True:
-            first, second = os.read(one, _CHUNK), os.read(two, _CHUNK)
+            first, second = (os.read(fd, _CHUNK) for fd in files)
             if first != second:
                 return True
             if not first:
                 return False
-    except OSError as error:
-        # Replaced by something that can't be opened so: a difference. Anything else is an error.
-        if isinstance(error, FileNotFoundError) or not stat.S_ISREG(os.lstat(name, dir_fd=view).st_mode):
-            return True
-        raise
+    except FileNotFoundError:
+        return True
     finally:
-        for fd in (one, two):
-            if fd >= 0:
-                os.close(fd)
+        for fd in handles + files:
+            os.close(fd)
 
 
 def allocated(path: str) -> Usage:
