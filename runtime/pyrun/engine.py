@@ -146,16 +146,14 @@ class Engine:
         Returns ("Untagged" | "Deleted", what) in order. Raises `Conflict` where a container uses it.
         """
         from .images.gc import remove_image
+        from .storage.shelves import Shelves
+        from .upkeep.users import users
 
         store = self._open()
         containers = self._containers()
         containers.recover(containers.abandoned(), store.remove)
         return remove_image(
-            self._images(),
-            store.layers,
-            name,
-            force=force,
-            users=lambda: [(c.image_id, tuple(c.layers), c.name) for c in containers.all()],
+            self._images(), Shelves.of(store), name, force=force, users=lambda: users(containers)
         )
 
     def history(self, name: str) -> list[HistoryEntry]:
@@ -226,8 +224,10 @@ class Engine:
         if not any(image.id == image_id for image in self._images().records()):
             # `rmi -f` left the layers to this container: it may have been their last user.
             from .images.gc import collect
+            from .storage.shelves import Shelves
+            from .upkeep.users import users
 
-            collect(self._images(), store.layers, lambda: {key for c in containers.all() for key in c.layers})
+            collect(self._images(), Shelves.of(store), lambda: users(containers))
 
     # --- both
 

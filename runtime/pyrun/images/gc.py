@@ -1,65 +1,204 @@
-"""Garbage collection: what no image record and no container names goes (mark and sweep)."""
+"""Garbage collection: what no image record, no container and no lease names goes (mark and sweep).
+
+Layers lie in the store by driver. An image needs its layers under whichever driver has them; a container needs
+those of its own driver, and a lease what it says.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from .layerstore import LayerStore, layer_keys
+from ..errors import Conflict, NotFound, StorageError
+from ..storage import failpoints, leases, mend
+from ..storage.layers import LayerStore
+from ..storage.shelves import Shelves
+from .layerstore import layer_keys
 from .local import ImageStore
 from .record import Image
-
-# A container: its image's ID, its layers' keys, its name.
-User = tuple[str, tuple[str, ...], str]
 
 PATIENCE = 2.0  # seconds to wait for pulls and starting containers before leaving the work to the next call
 
 
+@dataclass(frozen=True, slots=True)
+class User:
+    """A container: its image's ID, its driver and that driver's keys of its layers, its name."""
+
+    image_id: str
+    driver: str
+    layers: tuple[str, ...]
+    name: str
+
+
 @dataclass(slots=True)
 class Collected:
-    """``layers`` and ``blobs`` are what was deleted, ``bytes`` the size of those blobs. ``deferred`` says why
-    nothing was looked at, "" if all was."""
+    """What was deleted: ``layers`` of the store's driver and ``others`` as (driver, key), ``blobs``.
+
+    bytes     of the blobs
+    freed     what the layers took on disk, where that was asked for
+    deferred  why nothing was looked at, "" if all was
+    """
 
     layers: list[str] = field(default_factory=list)
+    others: list[tuple[str, str]] = field(default_factory=list)
     blobs: list[str] = field(default_factory=list)
     bytes: int = 0
+    freed: int = 0
     deferred: str = ""
 
 
-def collect(
-    images: ImageStore,
-    layers: LayerStore,
-    containers_layers: Callable[[], Set[str]],
-    *,
-    patience: float = PATIENCE,
-) -> Collected:
-    """Delete the layers and blobs that neither an image record nor ``containers_layers`` (keys) names. That is
-    asked under the lock: a container that began just now counts.
+@dataclass(slots=True)
+class Needs:
+    """What must stay: keys by driver, and digests of blobs. ``unknown`` says why nothing may go: something that
+    names layers can't be read."""
 
-    Holds ``locks/store`` exclusively. While a pull has it, and while a record can't be read (what it names
-    is unknown), nothing is deleted: a later call finds the same garbage.
-    """
+    layers: dict[str, set[str]]
+    blobs: set[str]
+    unknown: str = ""
+
+
+@contextmanager
+def exclusively(root: str, patience: float = PATIENCE) -> Iterator[bool]:
+    """Hold ``locks/store`` exclusively; False where somebody had it for all of ``patience`` seconds."""
     give_up = time.monotonic() + patience
-    fd = os.open(os.path.join(images.root, "locks", "store"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(os.path.join(root, "locks", "store"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return _collect(images, layers, containers_layers())
             except BlockingIOError:
                 if time.monotonic() >= give_up:
-                    return Collected(deferred="the store is in use, by a pull perhaps")
-            time.sleep(0.02)
+                    yield False
+                    return
+                time.sleep(0.02)
+            else:
+                yield True
+                return
     finally:
         os.close(fd)
 
 
+def collect(
+    images: ImageStore,
+    shelves: Shelves,
+    users: Callable[[], Iterable[User]],
+    *,
+    patience: float = PATIENCE,
+) -> Collected:
+    """Delete the layers, of all drivers, and the blobs that nothing names. ``users`` is asked under the lock: a
+    container that began just now counts. It raises `StorageError` where it can't tell.
+
+    Holds ``locks/store`` exclusively. While a pull has it, and while a record can't be read (what it names
+    is unknown), nothing is deleted: a later call finds the same garbage.
+    """
+    with exclusively(images.root, patience) as alone:
+        if not alone:
+            return Collected(deferred="the store is in use, by a pull perhaps")
+        try:
+            now = list(users())
+        except StorageError as error:
+            return Collected(deferred=error.message)
+        return sweep(images, shelves, now)
+
+
+def needs(
+    images: ImageStore, shelves: Shelves, users: Iterable[User], *, only: Sequence[str] | None = None
+) -> Needs:
+    """What must stay. ``only`` names the drivers under which images count; None: every driver."""
+    names = shelves.names()
+    found = Needs({name: set() for name in names}, set())
+    records = images.records()
+    if images.warnings:
+        found.unknown = images.warnings[0]
+    for image in records:
+        found.blobs.update((image.digest, image.manifest, image.id), (layer.digest for layer in image.layers))
+        # Whether a driver's layers are chained is known only to the driver: both kinds of key are kept.
+        keys = {*_keys(image, chained=False), *_keys(image, chained=True)}
+        for name in names if only is None else [name for name in names if name in only]:
+            found.layers[name] |= keys
+    for user in users:
+        found.layers.setdefault(user.driver, set()).update(user.layers)
+    try:
+        for lease in leases.held(images.root):
+            found.layers.setdefault(lease.driver, set()).update(lease.keys)
+            found.blobs |= lease.blobs
+    except StorageError as error:
+        found.unknown = error.message
+    for name in names:
+        found.layers[name] |= mend.patches(shelves.layers(name), found.layers[name])
+    return found
+
+
+def sweep(
+    images: ImageStore,
+    shelves: Shelves,
+    users: Iterable[User],
+    *,
+    only: Sequence[str] | None = None,
+    measure: Callable[[LayerStore, str], int] = lambda layers, key: 0,
+) -> Collected:
+    """`collect` for a caller that holds the store exclusively. ``only`` as for `needs`; ``measure`` tells what
+    a layer takes on disk before it goes."""
+    failpoints.reach("gc.begin")
+    done = Collected()
+    content = images.content
+    live = needs(images, shelves, users, only=only)
+    if live.unknown:
+        done.deferred = live.unknown
+        return done
+    for layers in shelves.all():
+        name = layers.driver.name
+        for key in list(layers.keys()):
+            if key not in live.layers[name]:
+                failpoints.reach("gc.layer")
+                done.freed += measure(layers, key)
+                layers.remove(key)
+                mend.forget(layers, key)
+                if layers is shelves.current:
+                    done.layers.append(key)
+                else:
+                    done.others.append((name, key))
+    for digest in list(content.digests()):
+        if digest not in live.blobs:
+            failpoints.reach("gc.blob")
+            done.bytes += content.remove(digest)
+            done.blobs.append(digest)
+    content.sweep()
+    failpoints.reach("gc.end")
+    return done
+
+
+def remove_layer(
+    images: ImageStore, shelves: Shelves, driver: str, key: str, users: Callable[[], Iterable[User]]
+) -> None:
+    """Remove one layer of one driver, to be made again from its blob when it is needed.
+
+    Raises `Conflict` where a container was made from it, or a lease or a pull holds it; `NotFound`.
+    """
+    with exclusively(images.root) as alone:
+        if not alone:
+            raise Conflict(f"the layer {key} can't be removed now: the store is in use, by a pull perhaps")
+        if driver not in shelves.names() or not os.path.lexists(shelves.layers(driver).path(key)):
+            raise NotFound(f"there is no layer {key} of the storage driver {driver}")
+        for user in users():
+            layers = shelves.layers(driver)
+            if user.driver == driver and key in {*user.layers, *mend.patches(layers, user.layers)}:
+                raise Conflict(
+                    f"the layer {key} is used by container {user.name}",
+                    hint=f"Remove the container first: pyrun rm {user.name}",
+                )
+        layers = shelves.layers(driver)
+        layers.remove(key)
+        mend.forget(layers, key)
+
+
 def remove_image(
     images: ImageStore,
-    layers: LayerStore,
+    shelves: Shelves,
     name: str,
     *,
     force: bool = False,
@@ -71,41 +210,20 @@ def remove_image(
     ``users`` tells the containers of the moment. ``force`` removes an image that one was made from; its layers
     stay until the container goes. Raises as `ImageStore.remove` does.
     """
-    order = {key: at for image in images.records() for at, key in enumerate(_keys(image, layers))}
+    chained = shelves.current is not None and shelves.current.chained
+    order = {
+        key: at for image in images.records() for at, key in enumerate(_keys(image, chained=chained))
+    }
 
     def in_use(id: str) -> list[str]:
-        return [container for image_id, _, container in users() if image_id == id]
+        return [user.name for user in users() if user.image_id == id]
 
     done = images.remove(name, force=force, in_use=in_use)
     if done and done[-1][0] == "Deleted":
-        gone = collect(images, layers, lambda: {key for _, keys, _ in users() for key in keys}).layers
+        gone = collect(images, shelves, users).layers
         done += [("Deleted", key) for key in sorted(gone, key=lambda key: -order.get(key, 0))]
     return done
 
 
-def _collect(images: ImageStore, layers: LayerStore, containers_layers: Set[str]) -> Collected:
-    done = Collected()
-    content = images.content
-    records = images.records()
-    if images.warnings:
-        done.deferred = images.warnings[0]
-        return done
-    live_blobs: set[str] = set()
-    live_layers = set(containers_layers)
-    for image in records:
-        live_blobs.update((image.digest, image.manifest, image.id), (layer.digest for layer in image.layers))
-        live_layers.update(_keys(image, layers))
-    for key in list(layers.keys()):
-        if key not in live_layers:
-            layers.remove(key)
-            done.layers.append(key)
-    for digest in list(content.digests()):
-        if digest not in live_blobs:
-            done.bytes += content.remove(digest)
-            done.blobs.append(digest)
-    content.sweep()
-    return done
-
-
-def _keys(image: Image, layers: LayerStore) -> list[str]:
-    return layer_keys([layer.diff_id for layer in image.layers], chained=layers.chained)
+def _keys(image: Image, *, chained: bool) -> list[str]:
+    return layer_keys([layer.diff_id for layer in image.layers], chained=chained)
