@@ -8,12 +8,20 @@ from pathlib import Path
 import pytest
 
 from pyrun.errors import Conflict
-from pyrun.images.gc import collect, remove_image
+from pyrun.images.gc import User, collect, remove_image
 from pyrun.images.local import file_name
+from pyrun.storage.contract import Env
 from pyrun.storage.locks import SharedLock
+from pyrun.storage.shelves import Shelves, remover
 from support.registry import Registry, tar
 
 from .conftest import Engine
+
+
+def _shelves(engine: Engine) -> Shelves:
+    env = Env(str(engine.root))
+    return Shelves(str(engine.root), env, remover(env), engine.layers)
+
 
 BASE, TOP, OTHER = tar({"base": b"b" * 4000}), tar({"top": b"t"}), tar({"other": b"o"})
 
@@ -23,7 +31,7 @@ def test_rmi_deletes_what_no_other_image_needs(engine: Engine, registry: Registr
     two = registry.push_image(repository, "2", [BASE, OTHER], compression=("gzip",))
     engine.pull(f"{repository}:1")
     engine.pull(f"{repository}:2")
-    assert remove_image(engine.images, engine.layers, f"{repository}:1") == [
+    assert remove_image(engine.images, _shelves(engine), f"{repository}:1") == [
         ("Untagged", f"{repository}:1"),
         ("Untagged", f"{repository}@{one.digest}"),
         ("Deleted", one.config_digest),
@@ -36,7 +44,7 @@ def test_rmi_deletes_what_no_other_image_needs(engine: Engine, registry: Registr
         two.config_digest,
         *two.layer_digests,
     }
-    assert remove_image(engine.images, engine.layers, f"{repository}:2")[2:] == [
+    assert remove_image(engine.images, _shelves(engine), f"{repository}:2")[2:] == [
         ("Deleted", two.config_digest),
         ("Deleted", two.diff_ids[1]),
         ("Deleted", two.diff_ids[0]),
@@ -48,13 +56,13 @@ def test_rmi_deletes_what_no_other_image_needs(engine: Engine, registry: Registr
 def test_a_containers_layers_outlive_its_image(engine: Engine, registry: Registry, repository: str) -> None:
     pushed = registry.push_image(repository, "1", [BASE, TOP])
     engine.pull(f"{repository}:1")
-    users = [(pushed.config_digest, tuple(pushed.diff_ids), "web")]
+    users = [User(pushed.config_digest, "overlay", tuple(pushed.diff_ids), "web")]
     with pytest.raises(Conflict, match="used by container web"):
-        remove_image(engine.images, engine.layers, f"{repository}:1", users=lambda: users)
-    remove_image(engine.images, engine.layers, f"{repository}:1", force=True, users=lambda: users)
+        remove_image(engine.images, _shelves(engine), f"{repository}:1", users=lambda: users)
+    remove_image(engine.images, _shelves(engine), f"{repository}:1", force=True, users=lambda: users)
     assert sorted(engine.layers.keys()) == sorted(pushed.diff_ids)
     assert engine.images.list() == []
-    assert sorted(collect(engine.images, engine.layers, set).layers) == sorted(pushed.diff_ids)
+    assert sorted(collect(engine.images, _shelves(engine), list).layers) == sorted(pushed.diff_ids)
 
 
 def test_nothing_is_deleted_under_a_running_pull(engine: Engine, registry: Registry, repository: str) -> None:
@@ -62,9 +70,9 @@ def test_nothing_is_deleted_under_a_running_pull(engine: Engine, registry: Regis
     engine.pull(f"{repository}:1")
     engine.images.remove(f"{repository}:1")
     with SharedLock(os.path.join(engine.root, "locks", "store")):
-        assert "in use" in collect(engine.images, engine.layers, set, patience=0.1).deferred
+        assert "in use" in collect(engine.images, _shelves(engine), list, patience=0.1).deferred
     assert list(engine.layers.keys()) == pushed.diff_ids
-    done = collect(engine.images, engine.layers, set)
+    done = collect(engine.images, _shelves(engine), list)
     assert (done.deferred, done.layers) == ("", pushed.diff_ids)
     assert done.bytes > 0
 
@@ -77,7 +85,7 @@ def test_nothing_is_deleted_that_an_unreadable_record_may_name(
     record = Path(engine.images.path, file_name(f"docker.io/{repository}:1"))
     good = record.read_bytes()
     record.write_bytes(b"{")
-    assert "is damaged" in collect(engine.images, engine.layers, set).deferred
+    assert "is damaged" in collect(engine.images, _shelves(engine), list).deferred
     record.write_bytes(good)
     assert engine.images.get(f"{repository}:1")
     assert list(engine.layers.keys()) != []

@@ -211,12 +211,15 @@ def remove_image(
     stay until the container goes. Raises as `ImageStore.remove` does.
     """
     chained = shelves.current is not None and shelves.current.chained
-    order = {
-        key: at for image in images.records() for at, key in enumerate(_keys(image, chained=chained))
-    }
+    order = {key: at for image in images.records() for at, key in enumerate(_keys(image, chained=chained))}
 
     def in_use(id: str) -> list[str]:
-        return [user.name for user in users() if user.image_id == id]
+        try:
+            return [user.name for user in users() if user.image_id == id]
+        except StorageError:
+            if force:
+                return []
+            raise
 
     done = images.remove(name, force=force, in_use=in_use)
     if done and done[-1][0] == "Deleted":

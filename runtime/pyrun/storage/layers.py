@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 
-from ..errors import LayerError, TooManyLayers
+from ..errors import Conflict, LayerError, TooManyLayers
 from ..kernel.mount import syncfs
 from . import failpoints, records
 from .contract import Layer
