@@ -156,6 +156,19 @@ class Engine:
             self._images(), Shelves.of(store), name, force=force, users=lambda: users(containers)
         )
 
+    def remove_layer(self, id: str, *, driver: str | None = None) -> None:
+        """Remove one layer (a diff_id or chain_id) of ``driver`` (None: the one in use); it is made again from
+        its blob when it is needed. Raises `Conflict` where a container, a lease or a pull uses it."""
+        from .images.gc import remove_layer
+        from .storage.shelves import Shelves
+        from .upkeep.users import users
+
+        store = self._open()
+        containers = self._containers()
+        remove_layer(
+            self._images(), Shelves.of(store), driver or store.driver.name, id, lambda: users(containers)
+        )
+
     def history(self, name: str) -> list[HistoryEntry]:
         """How the image came to be, newest step first."""
         return self._images().history(self._local(name))
