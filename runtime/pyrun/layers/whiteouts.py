@@ -189,7 +189,12 @@ class AppliedForm:
         name = parent + b"/" + base if parent else base
         if name not in self._own:
             self._delete(name, dirfd, base)
-        elif stat.S_ISDIR(os.lstat(base, dir_fd=dirfd).st_mode):
+            return
+        try:
+            found = os.lstat(base, dir_fd=dirfd)
+        except FileNotFoundError:
+            return  # the layer added it, and then something else in place of a directory above
+        if stat.S_ISDIR(found.st_mode):
             self._purge(name)
             self._renew(name)
 
