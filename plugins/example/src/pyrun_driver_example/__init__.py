@@ -1,0 +1,1 @@
+"""A pyrun storage driver to copy."""

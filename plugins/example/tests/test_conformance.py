@@ -1,0 +1,3 @@
+from pyrun.testing import StorageConformance
+from pyrun_driver_example.driver import ExampleDriver
+class TestExample(StorageConformance): driver = ExampleDriver
