@@ -275,6 +275,10 @@ class Engine:
 
         return doctor(self._enter(), self._storage or self.config.driver, self._options)
 
+    def driver_options(self, name: str) -> dict[str, Any]:
+        """The options that the configuration and ``storage_opts`` give to the driver ``name``, unchecked."""
+        return dict(self._options.get(name, {}))
+
     def info(self) -> dict[str, Any]:
         """The engine, its store and its host, as ``pyrun info`` shows them."""
         from .host import describe

@@ -72,7 +72,14 @@ CATALOG: dict[str, Entry | GroupEntry] = {
     ),
     "storage": GroupEntry(
         "Manage the store and its drivers",
-        {"doctor": Entry("storage:doctor", "Try every storage driver and say which work here, and why not")},
+        {
+            "doctor": Entry(
+                "storage:doctor", "Try every storage driver and say which work here, and why not"
+            ),
+            "test": Entry(
+                "storage_test:suite", "Run the conformance suite against an installed storage driver"
+            ),
+        },
     ),
     "completion": Entry("completion:completion", "Print the completion script for a shell"),
     "history": Entry("history:history", HISTORY),

@@ -67,6 +67,16 @@ def complete_any(ctx: click.Context) -> list[str]:
     return [*complete_container(ctx), *complete_image(ctx)]
 
 
+def complete_driver() -> list[str]:
+    """The installed storage drivers, usable or not."""
+    from ..storage.plugins import Plugins
+
+    try:
+        return [found.name for found in Plugins().drivers()]
+    except Exception:
+        return []
+
+
 def one_of(*values: str) -> Callable[[], list[str]]:
     """Completes to fixed words; which are valid is for the engine to say."""
     return lambda: list(values)

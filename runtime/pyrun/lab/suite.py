@@ -1,0 +1,205 @@
+"""The conformance suite against an installed driver: ``pyrun storage test``.
+
+The suite runs in pytest, in a child process, on a directory of its own that is removed afterwards. The child's
+only test module is a file that subclasses the suite's classes for the driver, as an author's own would.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import Conflict, NotFound, StorageError, Unsupported
+from ..layers.remove import remove_tree
+from ..storage.contract import Driver, Env, typed_options
+from ..storage.guard import verdict_of
+from ..storage.plugins import Plugins
+from ..storage.store import make_directories
+
+_NEEDED = ("pytest", "hypothesis")
+_SECONDS = 600  # for one case, where pytest-timeout is installed
+_MODULE = """\
+from pyrun.lab.suite import subject
+from pyrun.testing.conformance import StorageConformance
+
+class Test{title}(StorageConformance):
+    driver, options, root, must_work = subject()
+"""
+_CHAOS = """
+from pyrun.testing.chaos import StorageChaos
+
+class Test{title}Chaos(StorageChaos):
+    driver, options, root, must_work = subject()
+"""
+_subject: tuple[type[Driver], Mapping[str, Any], str, bool] | None = None
+
+
+class Outcome:
+    """How the suite went: numbers of cases, and ``code``, pytest's exit status (0 passed, 1 failed, 2 interrupted,
+    5 nothing selected)."""
+
+    def __init__(self, name: str, code: int, passed: int, failed: int, skipped: int) -> None:
+        self.name = name
+        self.code = code
+        self.passed = passed
+        self.failed = failed
+        self.skipped = skipped
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+
+
+def subject() -> tuple[type[Driver], Mapping[str, Any], str, bool, bool]:
+    """What the generated classes test: driver, options, root, that it must work, and whether at full length."""
+    assert _subject is not None
+    return _subject
+
+
+def find(name: str) -> type[Driver]:
+    """The class of the installed driver ``name``. Raises `NotFound`, which lists those there are, or
+    `StorageError` with the reason why it is broken."""
+    plugins = Plugins()
+    found = plugins.drivers()
+    for driver in found:
+        if driver.name == name and driver.driver is not None:
+            return driver.driver
+    for driver in found:
+        if driver.name == name:
+            raise StorageError(
+                f"the storage driver {name} is broken: {driver.broken}", hint="Reinstall or mend it."
+            )
+    if plugins.excluded(name):
+        raise NotFound(f"the storage driver {name} is left out by PYRUN_PLUGINS")
+    sound = ", ".join(sorted(driver.name for driver in found if driver.driver))
+    raise NotFound(f"there is no storage driver {name}", hint=f"Installed drivers: {sound or 'none'}.")
+
+
+def run(
+    name: str,
+    env: Env,
+    options: Mapping[str, Any] | None = None,
+    *,
+    chaos: bool = False,
+    long: bool = False,
+    arguments: Sequence[str] = (),
+) -> Outcome:
+    """Run the suite, or what ``arguments`` (of pytest) select of it; pytest writes to this process' streams.
+
+    env    where and as whom: a directory is made below its root, and removed
+    chaos  the cases that kill and break things, too
+    long   full sizes and rounds
+
+    Raises `Unsupported` where pytest is missing or the driver's probe refuses the root, and as `find`.
+    """
+    missing = [module for module in _NEEDED if importlib.util.find_spec(module) is None]
+    if missing:
+        raise Unsupported(
+            f"the conformance suite needs {' and '.join(missing)}", hint="pip install 'pyrun[testing]'"
+        )
+    driver = find(name)
+    given = typed_options(driver, options or {})
+    place = tempfile.mkdtemp(prefix=".conformance-", dir=env.root)
+    try:
+        _probe(driver, Env(f"{place}/probe", userns=env.userns, single_uid=env.single_uid), given)
+        return _in_child((driver, given, f"{place}/stores", True, long), place, chaos, arguments)
+    finally:
+        remove_tree(place)
+
+
+def _probe(driver: type[Driver], env: Env, options: Mapping[str, Any]) -> None:
+    """Refuse what can't work here before pytest says it once a case."""
+    make_directories(env.root)
+    verdict = verdict_of(driver, env, options)
+    if not verdict.ok:
+        raise Unsupported(
+            f"the storage driver {driver.name} can't be used here: {verdict.why}", hint=verdict.fix
+        )
+
+
+def _in_child(
+    what: tuple[type[Driver], Mapping[str, Any], str, bool, bool],
+    place: str,
+    chaos: bool,
+    arguments: Sequence[str],
+) -> Outcome:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 3
+        try:
+            os.close(read)
+            tally = _Tally()
+            code = _pytest(what, place, chaos, arguments, tally)
+            os.write(write, json.dumps(tally.counts).encode())
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    os.close(write)
+    try:
+        with open(read, "rb") as pipe:
+            said = pipe.read()
+    finally:
+        _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if not said:
+        raise Conflict(
+            f"the process that ran the suite ended with {code} before it was done",
+            hint="A driver must not end the process that it is loaded in.",
+        )
+    return Outcome(what[0].name, code, **json.loads(said))
+
+
+def _pytest(
+    what: tuple[type[Driver], Mapping[str, Any], str, bool, bool],
+    place: str,
+    chaos: bool,
+    arguments: Sequence[str],
+    tally: _Tally,
+) -> int:
+    import pytest
+
+    global _subject
+    _subject = what
+    # A driver's name may have dashes; a class's may not.
+    title = "".join(part.capitalize() for part in what[0].name.replace("_", "-").split("-"))
+    with open(f"{place}/test_{title.lower()}.py", "w") as file:
+        file.write((_MODULE + (_CHAOS if chaos else "")).format(title=title))
+    # A configuration of its own: the caller's directory may have one that says something else.
+    with open(f"{place}/pytest.ini", "w") as file:
+        file.write("[pytest]\n")
+    fixed = ["-p", "no:cacheprovider", "-c", f"{place}/pytest.ini", "--rootdir", place]
+    if importlib.util.find_spec("pytest_timeout") is not None:
+        fixed += ["--timeout", str(_SECONDS)]
+    sys.dont_write_bytecode = True
+    os.chdir(place)
+    return int(pytest.main([*fixed, *arguments, place], plugins=[tally]))
+
+
+class _Tally:
+    """A pytest plugin that counts cases by outcome; an error in a fixture is a failure."""
+
+    def __init__(self) -> None:
+        self.counts = {"passed": 0, "failed": 0, "skipped": 0}
+        self._failed: set[str] = set()
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            if report.nodeid not in self._failed:
+                self._failed.add(report.nodeid)
+                self.counts["failed"] += 1
+                if report.when == "teardown":
+                    self.counts["passed"] -= 1
+        elif report.when == "call" or report.skipped:
+            self.counts[report.outcome] += 1
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self.counts["failed"] += 1
