@@ -21,6 +21,9 @@ from ..storage.guard import verdict_of
 from ..storage.plugins import Plugins
 from ..storage.store import make_directories
 
+# Driver, options, root, whether it must work, whether at full length.
+Subject = tuple[type[Driver], Mapping[str, Any], str, bool, bool]
+
 _NEEDED = ("pytest", "hypothesis")
 _SECONDS = 600  # for one case, where pytest-timeout is installed
 _MODULE = """\
@@ -28,15 +31,15 @@ from pyrun.lab.suite import subject
 from pyrun.testing.conformance import StorageConformance
 
 class Test{title}(StorageConformance):
-    driver, options, root, must_work = subject()
+    driver, options, root, must_work, long = subject()
 """
 _CHAOS = """
 from pyrun.testing.chaos import StorageChaos
 
 class Test{title}Chaos(StorageChaos):
-    driver, options, root, must_work = subject()
+    driver, options, root, must_work, long = subject()
 """
-_subject: tuple[type[Driver], Mapping[str, Any], str, bool] | None = None
+_subject: Subject | None = None
 
 
 class Outcome:
@@ -54,8 +57,8 @@ class Outcome:
         return f"{self.name}: {self.passed} passed, {self.failed} failed, {self.skipped} skipped"
 
 
-def subject() -> tuple[type[Driver], Mapping[str, Any], str, bool, bool]:
-    """What the generated classes test: driver, options, root, that it must work, and whether at full length."""
+def subject() -> Subject:
+    """What the generated classes test."""
     assert _subject is not None
     return _subject
 
@@ -122,7 +125,7 @@ def _probe(driver: type[Driver], env: Env, options: Mapping[str, Any]) -> None:
 
 
 def _in_child(
-    what: tuple[type[Driver], Mapping[str, Any], str, bool, bool],
+    what: Subject,
     place: str,
     chaos: bool,
     arguments: Sequence[str],
@@ -158,7 +161,7 @@ def _in_child(
 
 
 def _pytest(
-    what: tuple[type[Driver], Mapping[str, Any], str, bool, bool],
+    what: Subject,
     place: str,
     chaos: bool,
     arguments: Sequence[str],
