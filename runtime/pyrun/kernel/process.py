@@ -21,6 +21,7 @@ CLOSE_RANGE_CLOEXEC = 4
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
+_PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
@@ -80,6 +81,11 @@ def set_pdeathsig(sig: int) -> None:
 
 def set_dumpable(on: bool) -> None:
     function("prctl", _PR_SET_DUMPABLE, int(on), 0, 0, 0)
+
+
+def set_child_subreaper(on: bool) -> None:
+    """Whether orphans among this process's descendants become its children, not init's."""
+    function("prctl", _PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
 
 
 def set_no_new_privs() -> None:
