@@ -1,0 +1,135 @@
+"""fuse-overlayfs: layers stacked by a server process, where the kernel's own overlay can't be used.
+
+A layer is the extracted tree in ``fs``; a writable layer is ``upper`` and ``work``. Opaque directories are marked by
+``user.overlay.opaque``, which a server reads whether it may see trusted.* attributes or not. How the server is run,
+and why it sits in a user namespace of the container's ids, says `pyrun_drivers.fuse_server`.
+
+What a writable layer holds is this program's own form: the kernel's overlay would show files that were deleted.
+The engine keeps layers by driver, so it never meets them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+
+from pyrun.errors import TooManyLayers, Unsupported
+from pyrun.storage.contract import Driver, Layer, Verdict
+
+from . import fuse_server
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any, ClassVar
+
+    from pyrun.layers.unpack import Unpacked
+    from pyrun.storage.contract import Blob, Env, Option
+
+PROGRAM = "fuse-overlayfs"
+INSTALL = "apt-get install fuse-overlayfs (Debian, Ubuntu), or dnf install fuse-overlayfs (Fedora)."
+_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin"
+# The server holds a descriptor a layer, and looks a name up in one layer after the other.
+MAX_LAYERS = 500
+_PRIVATE = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "security.selinux")
+
+
+class FuseOverlayfsDriver(Driver):
+    """``volatile``: skip all syncs of the writable layer; a crash of the host may lose it."""
+
+    name = "fuse-overlayfs"
+    Options: ClassVar[Mapping[str, Option]] = {"volatile": False}
+
+    def __init__(self, env: Env, options: Mapping[str, Any], verdict: Verdict) -> None:
+        super().__init__(env, options, verdict)
+        # By the number of their mount. What has ended is dropped as others come.
+        self._servers: dict[int, fuse_server.Server] = {}
+
+    @classmethod
+    def version(cls) -> str:
+        """The program's own identity is part of it: another one is tried anew."""
+        program = find_program()
+        if not program:
+            return "1"
+        found = os.stat(program)
+        return f"1 {program} {found.st_ino} {found.st_size} {found.st_mtime_ns} {_device_mode()}"
+
+    @classmethod
+    def probe(cls, env: Env, options: Mapping[str, Any]) -> Verdict:
+        from . import fuse_trial
+
+        return fuse_trial.probe(cls, env, options)
+
+    def ingest(self, blob: Blob, dest: str, parent: Layer | None) -> Unpacked:
+        os.mkdir(f"{dest}/fs", 0o755)
+        fd = os.open(f"{dest}/fs", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return blob.unpack(fd, "userxattr")
+        finally:
+            os.close(fd)
+
+    def prepare(self, layers: Sequence[Layer], dest: str, size: int | None = None) -> None:
+        previous = os.umask(0)
+        try:
+            for name in ("upper", "work"):
+                os.mkdir(f"{dest}/{name}", 0o755)
+        finally:
+            os.umask(previous)
+        if layers:
+            # The merged root shows the upper's own attributes: take them from the topmost layer.
+            top, upper = f"{layers[-1].path}/fs", f"{dest}/upper"
+            found = os.stat(top)
+            os.chown(upper, found.st_uid, found.st_gid)
+            os.chmod(upper, found.st_mode & 0o7777)
+            for name in os.listxattr(top):
+                if not name.startswith(_PRIVATE):
+                    os.setxattr(upper, name, os.getxattr(top, name))
+
+    def mount(self, layers: Sequence[Layer], rw: str | None, idmap: int | None = None) -> int:
+        if len(layers) > MAX_LAYERS:
+            raise TooManyLayers(
+                f"the image has {len(layers)} layers; {self.name} stacks at most {MAX_LAYERS}",
+                hint="Use an image with fewer layers, or another storage driver.",
+            )
+        program = find_program()
+        if not program:
+            raise Unsupported(f"{PROGRAM} is not installed any more", hint=INSTALL)
+        # Of a layer that an image lists twice, the upper one hides the lower wholly.
+        lowers = list(dict.fromkeys(self._below(f"{layer.path}/fs") for layer in reversed(layers)))
+        options = ["volatile"] if self.options["volatile"] else []
+        overlay = fuse_server.Overlay(
+            program, self.env.root, lowers, None if rw is None else self._below(rw), options
+        )
+        mount, server = fuse_server.serve(overlay, idmap)
+        try:
+            for id in [id for id, known in self._servers.items() if known.ended()]:
+                del self._servers[id]
+            self._servers[fuse_server.mount_id(mount)] = server
+        except BaseException:
+            os.close(mount)
+            raise
+        return mount
+
+    def server(self, mount: int) -> int | None:
+        """A pidfd that is ready to read once the mount is served no more. Raises OSError where it isn't now."""
+        server = self._servers.get(fuse_server.mount_id(mount))
+        pidfd = server.open() if server else None
+        if pidfd is None:
+            raise OSError(errno.ENOTCONN, f"the {self.name} server of the mount has ended")
+        return pidfd
+
+    def _below(self, path: str) -> str:
+        return path.removeprefix(self.env.root + "/")
+
+
+def find_program() -> str:
+    """Where fuse-overlayfs is: on the caller's PATH, or where distributions put it; "" where it is not."""
+    return shutil.which(PROGRAM) or shutil.which(PROGRAM, path=_PATH) or ""
+
+
+def _device_mode() -> str:
+    try:
+        return oct(os.stat(fuse_server.DEVICE).st_mode)
+    except OSError as error:
+        return str(error.errno)
