@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     Entries = list[HistoryEntry]
     Lines = list[tuple[str, str]]
     Names = list[str]
+    Triples = list[tuple[str, str, str]]
 
 _SUFFIX = ".json"
 _MAX_FILE_NAME = 255
@@ -116,6 +117,22 @@ class ImageStore:
                 continue
             if image is not None:
                 found.append(image)
+        return found
+
+    def damaged(self) -> Triples:
+        """(path, canonical reference, what is wrong) of every record that can't be read; the reference is "" where
+        the file's name does not tell it."""
+        from urllib.parse import unquote
+
+        found = []
+        for name in self._names():
+            try:
+                self._read(name, None)
+            except (ConfigError, StorageError) as error:
+                reference = unquote(name.removesuffix(_SUFFIX))
+                if file_name(reference) != name or _reference(reference) is None:
+                    reference = ""
+                found.append((os.path.join(self.path, name), reference, error.message))
         return found
 
     def list(self) -> Images:
@@ -236,6 +253,11 @@ class ImageStore:
                 done.append(("Deleted", image.id))
             self._publish()
             return done
+
+    def republish(self) -> None:
+        """Write the OCI layout's index.json anew."""
+        with self._changing():
+            self._publish()
 
     # --- records
 

@@ -116,7 +116,7 @@ def _document(
     if data is None:
         data, media_type, _ = client.get_manifest(digest)
     else:
-        media_type = _stored_type(data)
+        media_type = stored_type(data)
     if descriptor is not None:
         if len(data) != descriptor.size:
             raise DigestMismatch(
@@ -162,7 +162,7 @@ def _stored(content: ContentStore, digest: str) -> bytes | None:
         return None
 
 
-def _stored_type(data: bytes) -> str:
+def stored_type(data: bytes) -> str:
     """The media type of a stored document. OCI lets it be left out, and was checked when it was fetched."""
     try:
         document = json.loads(data)
