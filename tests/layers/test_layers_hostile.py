@@ -110,6 +110,12 @@ def test_a_component_of_256_bytes_is_refused_and_one_of_255_is_not(tmp_path: Pat
     assert (tmp_path / "root" / ("n" * 255)).exists()
 
 
+def test_the_deletion_of_a_name_of_255_bytes_is_longer_and_allowed(tmp_path: Path) -> None:
+    extract(tmp_path / "root", file(b".wh." + b"n" * 255))
+    assert os.stat(tmp_path / "root" / ("n" * 255)).st_rdev == 0
+    refused(tmp_path, file(b".wh." + b"n" * 256), match="longer than 255")
+
+
 def test_256_directories_deep_is_allowed_and_one_more_is_refused(tmp_path: Path) -> None:
     extract(tmp_path / "ok", file(b"d/" * 255 + b"f", b"x"))
     refused(tmp_path, file(b"d/" * 256 + b"f", b"x"), match="deeper than 256")

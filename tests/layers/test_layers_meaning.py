@@ -406,7 +406,11 @@ def test_a_layer_of_attributes_only_changes_attributes(tmp_path: Path) -> None:
 def test_attributes_from_below_do_not_shine_through(tmp_path: Path) -> None:
     acl = bytes.fromhex("02000000 01000700ffffffff 04000000ffffffff 10000700ffffffff 20000000ffffffff")
     lower = [
-        pax((b"SCHILY.xattr.user.a", b"1"), (b"SCHILY.xattr.system.posix_acl_default", acl)),
+        pax(
+            (b"SCHILY.xattr.user.a", b"1"),
+            (b"SCHILY.xattr.security.mark", b"1"),
+            (b"SCHILY.xattr.system.posix_acl_default", acl),
+        ),
         directory(b"d", mode=0o2777, gid=9),
     ]
     found = union(tmp_path, lower, [directory(b"d"), file(b"d/f"), directory(b"d/e")])

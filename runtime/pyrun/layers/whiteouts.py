@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .unpack import Attributes
 
 _DEFAULT_ACL = "system.posix_acl_default"
+_OF_LAYERS = ("user.", "trusted.", "security.", "system.posix_acl_")
+_OF_THE_HOST = ("security.selinux", "security.SMACK64", "security.apparmor", "security.ima", "security.evm")
 _GONE = (ENOENT, ENOTDIR, ELOOP)
 
 
@@ -265,5 +267,5 @@ class AppliedForm:
     def clean(self, fd: int) -> None:
         """A directory that the layer lists has the layer's attributes and no others."""
         for name in os.listxattr(fd):
-            if name.startswith(("user.", "trusted.", "system.posix_acl_")) or name == "security.capability":
+            if name.startswith(_OF_LAYERS) and not name.startswith(_OF_THE_HOST):
                 os.removexattr(fd, name)

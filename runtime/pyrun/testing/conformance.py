@@ -17,12 +17,6 @@ faults.
 
 from __future__ import annotations
 
-import gc
-import os
-import time
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
-
 import pytest
 
 # Failed assertions of the cases are explained as those of test modules are; before they are imported.
@@ -30,30 +24,29 @@ pytest.register_assert_rewrite(
     *(
         f"pyrun.testing.{name}"
         for name in (
+            "fixtures",
+            "oracle",
             "contract_cases",
             "layer_cases",
             "live_cases",
+            "live_files",
+            "twins",
             "change_cases",
             "fault_cases",
             "stateful",
-            "trees",
         )
     )
 )
 
-from ..layers.remove import remove_tree  # noqa: E402
-from ..storage.contract import Driver  # noqa: E402
 from .change_cases import ChangeCases  # noqa: E402
 from .contract_cases import ContractCases  # noqa: E402
 from .fault_cases import FaultCases  # noqa: E402
+from .fixtures import StoreFixtures  # noqa: E402
 from .layer_cases import LayerCases  # noqa: E402
 from .live_cases import LiveCases  # noqa: E402
-from .rig import Rig, Unusable  # noqa: E402
-
-_PATIENCE = 5.0  # seconds in which a server process must have gone after its mount
 
 
-class StorageConformance(ContractCases, LayerCases, LiveCases, ChangeCases, FaultCases):
+class StorageConformance(StoreFixtures, ContractCases, LayerCases, LiveCases, ChangeCases, FaultCases):
     """Set ``driver`` in a subclass; its name must start with "Test" for pytest to collect it.
 
     driver     the class under test
@@ -65,83 +58,3 @@ class StorageConformance(ContractCases, LayerCases, LiveCases, ChangeCases, Faul
     long       full sizes and rounds for the cases that have smaller ones by default; also by the environment
                variable PYRUN_CONFORMANCE_LONG=1
     """
-
-    driver: ClassVar[type[Driver]]
-    options: ClassVar[Mapping[str, Any]] = {}
-    root: ClassVar[str] = os.environ.get("PYRUN_CONFORMANCE_ROOT", "")
-    must_work: ClassVar[bool] = False
-    long: ClassVar[bool] = os.environ.get("PYRUN_CONFORMANCE_LONG", "") not in ("", "0")
-
-    @pytest.fixture
-    def place(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-        """A directory for one store, not made yet; removed afterwards, with nothing mounted below it."""
-        above = self.root or str(tmp_path_factory.getbasetemp())
-        mine = not os.path.lexists(above)
-        os.makedirs(above, exist_ok=True)
-        place = os.path.join(os.path.realpath(above), f"store-{os.urandom(6).hex()}")
-        yield place
-        mounts = mounts_below(place)
-        try:
-            remove_tree(place)
-            if mine:
-                os.rmdir(above)
-        finally:
-            assert mounts == [], f"mounts were left in this mount namespace: {mounts}"
-
-    @pytest.fixture
-    def rig(self, place: str) -> Iterator[Rig]:
-        """The driver on a fresh store. Afterwards nothing may be left: no staging entry, descriptor, child
-        process or mount."""
-        fds, children = descriptors(), child_processes()
-        try:
-            rig = Rig(self.driver, place, self.options)
-        except Unusable as unusable:
-            reason = str(unusable) + (f" ({unusable.hint})" if unusable.hint else "")
-            if self.must_work:
-                pytest.fail(reason, pytrace=False)
-            pytest.skip(reason)
-        yield rig
-        staged = os.listdir(f"{rig.root}/staging")
-        rig.close()
-        del rig
-        gc.collect()
-        assert staged == [], f"entries were left in the staging directory: {staged}"
-        deadline = time.monotonic() + _PATIENCE
-        while child_processes() - children and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert child_processes() - children == set(), "child processes were left"
-        left = {fd: what for fd, what in descriptors().items() if fds.get(fd) != what}
-        assert left == {}, f"file descriptors were left open: {left}"
-
-
-def descriptors() -> dict[int, str]:
-    """What this process has open: number and target."""
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-        except FileNotFoundError:
-            continue  # the one that listdir used
-    return found
-
-
-def child_processes() -> set[int]:
-    """Children of this process, those that ended and were not waited for included."""
-    found: set[int] = set()
-    for task in os.listdir("/proc/self/task"):
-        try:
-            with open(f"/proc/self/task/{task}/children") as file:
-                found.update(map(int, file.read().split()))
-        except FileNotFoundError:
-            continue
-    return found
-
-
-def mounts_below(path: str) -> list[str]:
-    """Mount points at or below ``path`` in this mount namespace, as /proc/self/mountinfo has them."""
-    with open("/proc/self/mountinfo", "rb") as file:
-        points = [line.split()[4] for line in file]
-    escaped = b"".join(
-        b"\\%03o" % byte if byte in b" \t\n\\" else bytes([byte]) for byte in os.fsencode(path)
-    )
-    return [os.fsdecode(p) for p in points if p == escaped or p.startswith(escaped + b"/")]
