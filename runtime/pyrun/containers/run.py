@@ -5,7 +5,9 @@ At every instruction a SIGKILL may strike. The record tells whoever comes next w
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import sys
 import time
 
@@ -21,7 +23,7 @@ from . import spec as specs
 from . import users
 from .store import KILLED, Containers, new_state, start_time
 from .streams import Pipes
-from .supervise import Signals, supervise
+from .supervise import ServerDied, Signals, supervise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +59,9 @@ def _start(
         containers.mark_running(made.id)
         code, unwritten = _run(made, containers, options, state, signals)
         state.update(status="exited", exit_code=code)
+    except _Unserved as error:
+        state.update(status="exited", exit_code=error.exit_code, error=error.message)
+        raise
     except PyrunError as error:
         # As docker has it: what never ran is still only created, with the exit code that `run` reported.
         code = error.exit_code if error.exit_code > 1 else 125
@@ -79,7 +84,7 @@ def _run(
 ) -> tuple[int, str]:
     driver = made.store.driver
     pipes = None
-    master = rootfs = -1
+    master = rootfs = server = -1
     with Box(made.spec, nodes=not made.store.env.userns) as box:
         try:
             # On record before the process does anything: from here on the next command can end it.
@@ -89,6 +94,8 @@ def _run(
             began = time.monotonic()
             layers = [Layer(id, made.store.layers.path(id)) for id in made.config["layers"]]
             rootfs = driver.mount(layers, f"{made.directory}/rw", idmap)
+            served = driver.server(rootfs)
+            server = -1 if served is None else served
             # Device nodes come from the engine's /dev alone, never from an image.
             mount_setattr(rootfs, set=MOUNT_ATTR_NODEV)
             made.store.emit(StorageEvent("mounted", driver.name, made.id, time.monotonic() - began))
@@ -106,19 +113,48 @@ def _run(
             else:
                 pipes = Pipes(owner, interactive=options.interactive)
             master = box.start(rootfs, pipes.theirs if pipes else (), size)
-            os.close(rootfs)
-            rootfs = -1
+            if server < 0:
+                os.close(rootfs)
+                rootfs = -1
+            # Else it is held to the end: a server that ends now was not told to by the end of its mount.
             if pipes:
                 pipes.close_theirs()
-            return supervise(box, pipes, master, signals, interactive=options.interactive)
-        except OSError as error:
+            ended = supervise(box, pipes, master, signals, interactive=options.interactive, server=server)
+            if server >= 0:
+                # A container that ended because its server had died may be noticed first.
+                os.close(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=rootfs))
+            return ended
+        except (OSError, ContainerError, ServerDied) as error:
+            if isinstance(error, ServerDied) or (server >= 0 and _gone(error, server)):
+                raise _unserved(driver.name) from error
+            if isinstance(error, ContainerError):
+                raise
             raise ContainerError(f"can't run the container: {error}") from error
         finally:
             if pipes:
                 pipes.close()
-            for fd in (rootfs, master):
+            for fd in (rootfs, master, server):
                 if fd >= 0:
                     os.close(fd)
+
+
+class _Unserved(ContainerError):
+    """The container ran, until the server of its root file system died."""
+
+
+def _unserved(driver: str) -> _Unserved:
+    return _Unserved(
+        f"the container was ended: the {driver} process that served its root file system died",
+        hint="It was killed (the kernel's log tells where memory ran out) or crashed. Start the container anew, or "
+        "take a storage driver without servers (pyrun storage doctor).",
+    )
+
+
+def _gone(error: OSError | ContainerError | ServerDied, server: int) -> bool:
+    """Whether the end of the process behind the pidfd ``server`` explains ``error``: the mount says so, or it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+        return True
+    return bool(select.select([server], [], [], 0)[0])
 
 
 def _finish(made: Made, containers: Containers, state: dict[str, Any]) -> None:

@@ -160,15 +160,22 @@ class StopDraining(BaseException):
     """Nobody waits for the rest of the output."""
 
 
+class ServerDied(Exception):
+    """The process that serves the container's root file system ended before the container did."""
+
+
 def supervise(
-    box: Box, pipes: Pipes | None, master: int, signals: Signals, *, interactive: bool
+    box: Box, pipes: Pipes | None, master: int, signals: Signals, *, interactive: bool, server: int = -1
 ) -> tuple[int, str]:
     """Serve the container until its first process ends and all its output is passed on.
+
+    ``server`` is the pidfd of the process that serves its root file system, or -1. When that ends first, the
+    container is killed, for nothing in it can read a file any more, and `ServerDied` raised.
 
     Returns its exit code, and why some of its output could not be written, or "".
     """
     if master >= 0:
-        return _serve_terminal(box, master, signals, interactive=interactive), ""
+        return _serve_terminal(box, master, signals, interactive=interactive, server=server), ""
     assert pipes is not None
     ours, pipes.ours = pipes.ours, []
     for fd in ours:
@@ -180,7 +187,7 @@ def supervise(
         pumps.append(Pump(0, ours[0], own_target=True))
     signals.serve(box, -1, None)
     try:
-        code = _serve(box, pumps, outputs, signals)
+        code = _serve(box, pumps, outputs, signals, server=server)
     finally:
         for pump in pumps:
             if not pump.done:
@@ -195,7 +202,7 @@ def supervise(
     )
 
 
-def _serve_terminal(box: Box, master: int, signals: Signals, *, interactive: bool) -> int:
+def _serve_terminal(box: Box, master: int, signals: Signals, *, interactive: bool, server: int) -> int:
     os.set_blocking(master, False)
     # With an end of the engine's own, the terminal lives on when the program closes its ends for a while.
     held = console.open_peer(master)
@@ -205,21 +212,26 @@ def _serve_terminal(box: Box, master: int, signals: Signals, *, interactive: boo
     try:
         if not interactive:
             signals.serve(box, master, None)
-            return _serve(box, pumps, outputs, signals, held)
+            return _serve(box, pumps, outputs, signals, held, server)
         pumps.append(Pump(0, master))
         with RawTerminal(0) as raw:
             signals.serve(box, master, raw)
-            return _serve(box, pumps, outputs, signals, held)
+            return _serve(box, pumps, outputs, signals, held, server)
     finally:
         signals.raw = None
 
 
-def _serve(box: Box, pumps: list[Pump], outputs: list[Pump], signals: Signals, held: int = -1) -> int:
+def _serve(
+    box: Box, pumps: list[Pump], outputs: list[Pump], signals: Signals, held: int = -1, server: int = -1
+) -> int:
     """``held`` is closed when the first process has ended."""
+    died = False
     try:
         while True:
             poll = select.poll()
             poll.register(box.pidfd, select.POLLIN)
+            if server >= 0:
+                poll.register(server, select.POLLIN)
             waiting: dict[int, list[Pump]] = {}
             events: dict[int, int] = {}
             for pump in pumps:
@@ -233,7 +245,10 @@ def _serve(box: Box, pumps: list[Pump], outputs: list[Pump], signals: Signals, h
             for fd, _ in ready:
                 for pump in waiting.get(fd, ()):
                     pump.turn()
-            if any(fd == box.pidfd for fd, _ in ready):
+            died = any(fd == server for fd, _ in ready)
+            if died:
+                box.kill()
+            if died or any(fd == box.pidfd for fd, _ in ready):
                 break
     finally:
         if held >= 0:
@@ -246,6 +261,8 @@ def _serve(box: Box, pumps: list[Pump], outputs: list[Pump], signals: Signals, h
         pass
     finally:
         signals.drained()
+    if died:
+        raise ServerDied
     return code
 
 
