@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from errno import EINVAL, ENOSYS, ENOTTY, EOPNOTSUPP, EXDEV
 
 from pyrun.errors import PyrunError
 from pyrun.kernel import mount as m
@@ -141,15 +142,16 @@ def _trial(env: Env) -> tuple[bool, str]:
     try:
         place = stage.path
         os.mkdir(f"{place}/one")
-        with open(f"{place}/one/file", "wb") as source:
+        with open(f"{place}/one/file", "w+b") as source, open(f"{place}/clone", "wb") as target:
             source.write(b"x" * 65536)
             source.flush()
-            with open(f"{place}/clone", "wb") as target:
-                try:
-                    fcntl.ioctl(target, _FICLONE, source.fileno())
-                    reflink = True
-                except OSError:
-                    reflink = False
+            try:
+                fcntl.ioctl(target, _FICLONE, source.fileno())
+                reflink = True
+            except OSError as error:
+                if error.errno not in (EOPNOTSUPP, ENOTTY, EINVAL, EXDEV, ENOSYS):
+                    raise
+                reflink = False
         fds = []
         try:
             for name in ("one", "two"):

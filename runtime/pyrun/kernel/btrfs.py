@@ -47,13 +47,13 @@ _QGROUP_LIMIT = _code(43, _LIMIT_ARGS.size, 2)
 
 def create(dirfd: int, name: str) -> None:
     """An empty subvolume. Its root directory is the caller's, 0777 less the umask."""
-    fcntl.ioctl(dirfd, _SUBVOL_CREATE_V2, _ARGS_V2.pack(0, 0, 0, _checked(os.fsencode(name))))
+    _call(dirfd, _SUBVOL_CREATE_V2, _ARGS_V2.pack(0, 0, 0, _checked(os.fsencode(name))))
 
 
 def snapshot(source: int, dirfd: int, name: str) -> None:
     """A writable snapshot of the subvolume whose root directory is ``source``. Subvolumes within it are empty
     directories there."""
-    fcntl.ioctl(dirfd, _SNAP_CREATE_V2, _ARGS_V2.pack(source, 0, 0, _checked(os.fsencode(name))))
+    _call(dirfd, _SNAP_CREATE_V2, _ARGS_V2.pack(source, 0, 0, _checked(os.fsencode(name))))
 
 
 def destroy(dirfd: int, name: bytes) -> None:
@@ -62,7 +62,7 @@ def destroy(dirfd: int, name: bytes) -> None:
     ENOTEMPTY: another lies in it. EPERM: an ordinary user's may not be deleted so, unless the file system is
     mounted with user_subvol_rm_allowed; emptied, it goes by rmdir(2) since Linux 4.18.
     """
-    fcntl.ioctl(dirfd, _SNAP_DESTROY, _ARGS.pack(0, _checked(name)))
+    _call(dirfd, _SNAP_DESTROY, _ARGS.pack(0, _checked(name)))
 
 
 def is_subvolume(found: os.stat_result) -> bool:
@@ -72,30 +72,33 @@ def is_subvolume(found: os.stat_result) -> bool:
 
 def set_readonly(root: int, on: bool) -> None:
     """Protect the subvolume with the root directory ``root`` from every change, or no longer."""
-    flags = bytearray(8)
-    fcntl.ioctl(root, _SUBVOL_GETFLAGS, flags)
-    (now,) = struct.unpack("=Q", flags)
+    (now,) = struct.unpack("=Q", _call(root, _SUBVOL_GETFLAGS, bytes(8)))
     wanted = now | _RDONLY if on else now & ~_RDONLY
     if wanted != now:
-        fcntl.ioctl(root, _SUBVOL_SETFLAGS, struct.pack("=Q", wanted))
+        _call(root, _SUBVOL_SETFLAGS, struct.pack("=Q", wanted))
 
 
 def subvolume_id(fd: int) -> int:
     """The id of the subvolume that ``fd`` lies in; its quota group is 0/id."""
-    args = bytearray(_INO_LOOKUP_ARGS.pack(0, ROOT_INODE, b""))
-    fcntl.ioctl(fd, _INO_LOOKUP, args)
-    return int(_INO_LOOKUP_ARGS.unpack(args)[0])
+    return int(_INO_LOOKUP_ARGS.unpack(_call(fd, _INO_LOOKUP, _INO_LOOKUP_ARGS.pack(0, ROOT_INODE, b"")))[0])
 
 
 def limit(fd: int, size: int) -> None:
     """Let the subvolume that ``fd`` lies in have at most ``size`` bytes that it shares with no other; past it,
     writes fail with EDQUOT. ENOTCONN (EINVAL before Linux 5.9): quotas are not enabled. Needs CAP_SYS_ADMIN."""
-    fcntl.ioctl(fd, _QGROUP_LIMIT, _LIMIT_ARGS.pack(0, _MAX_EXCL, 0, size, 0, 0))
+    _call(fd, _QGROUP_LIMIT, _LIMIT_ARGS.pack(0, _MAX_EXCL, 0, size, 0, 0))
 
 
 def forget_quota(fd: int, subvolume: int) -> None:
     """Delete the quota group of a subvolume that is gone, on the file system of ``fd``."""
-    fcntl.ioctl(fd, _QGROUP_CREATE, _QGROUP_ARGS.pack(0, subvolume))
+    _call(fd, _QGROUP_CREATE, _QGROUP_ARGS.pack(0, subvolume))
+
+
+def _call(fd: int, request: int, args: bytes) -> bytearray:
+    # A bytearray, for of an immutable argument fcntl takes 1 KiB at most.
+    buffer = bytearray(args)
+    fcntl.ioctl(fd, request, buffer)
+    return buffer
 
 
 def _checked(name: bytes) -> bytes:

@@ -15,10 +15,10 @@ one page that mount(2) takes, whatever the store's path looks like (colons, comm
 from __future__ import annotations
 
 import os
-import socket
 
 from . import mount as m
-from .process import CLONE_NEWNS, capget, capset, setfsids, unshare
+from .apart import mounted_apart
+from .process import capget, capset, setfsids
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -194,36 +194,16 @@ def _mount2(stack: Stack, tree: int, idmapped: bool) -> int:
 
 
 def _in_child(stack: Stack, route: int, idmap: int | None) -> int:
-    """Run ``route`` in a child with a mount namespace of its own; the fd, or the error, comes by socket."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            try:
-                unshare(CLONE_NEWNS)
-                m.mount(None, b"/", None, m.MS_REC | m.MS_PRIVATE)
-                if idmap is not None:
-                    tree = _tree(stack.root, idmap)
-                    m.move_mount(tree, m.AT_FDCWD, stack.root)
-                tree = os.open(stack.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                os.chdir("/proc/self/fd")
-                if route == STRINGS:
-                    fd = _fsmount(stack, tree, by_fd=False, idmapped=idmap is not None)
-                else:
-                    fd = _mount2(stack, tree, idmap is not None)
-                socket.send_fds(theirs, [b"0"], [fd])
-            except OSError as error:
-                theirs.send(f"{error.errno or 5} {error.strerror}".encode())
-        finally:
-            os._exit(0)
-    theirs.close()
-    try:
-        answer, fds, _, _ = socket.recv_fds(ours, 4096, 1)
-    finally:
-        ours.close()
-        os.waitpid(pid, 0)
-    if fds:
-        os.set_inheritable(fds[0], False)
-        return fds[0]
-    number, _, text = answer.decode(errors="replace").partition(" ")
-    raise OSError(int(number or 5), text or "the child that mounts the overlay died")
+    """Run ``route`` in a child with a mount namespace of its own."""
+
+    def make() -> int:
+        if idmap is not None:
+            tree = _tree(stack.root, idmap)
+            m.move_mount(tree, m.AT_FDCWD, stack.root)
+        tree = os.open(stack.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.chdir("/proc/self/fd")
+        if route == STRINGS:
+            return _fsmount(stack, tree, by_fd=False, idmapped=idmap is not None)
+        return _mount2(stack, tree, idmap is not None)
+
+    return mounted_apart(make, "the child that mounts the overlay")

@@ -1,0 +1,47 @@
+"""A mount made by a short-lived child in a mount namespace of its own. On the path of `run` on older kernels.
+
+What is attached there to make the mount goes with the child; only the detached mount's fd comes back.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from . import mount as m
+from .process import CLONE_NEWNS, unshare
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def mounted_apart(make: Callable[[], int], what: str) -> int:
+    """The fd that ``make`` returns in the child, close-on-exec. ``make`` may mount what it likes, and change the
+    working directory; of the caller's threads, none but this one exists there.
+
+    Raises the OSError that ``make`` raised, or one that says that the child, named by ``what``, died.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            try:
+                unshare(CLONE_NEWNS)
+                m.mount(None, b"/", None, m.MS_REC | m.MS_PRIVATE)
+                socket.send_fds(theirs, [b"0"], [make()])
+            except OSError as error:
+                theirs.send(f"{error.errno or 5} {error.strerror}".encode())
+        finally:
+            os._exit(0)
+    theirs.close()
+    try:
+        answer, fds, _, _ = socket.recv_fds(ours, 4096, 1)
+    finally:
+        ours.close()
+        os.waitpid(pid, 0)
+    if fds:
+        os.set_inheritable(fds[0], False)
+        return fds[0]
+    number, _, text = answer.decode(errors="replace").partition(" ")
+    raise OSError(int(number or 5), text or f"{what} died")
