@@ -4,6 +4,7 @@
                           /state.json     created, running or exited; replaced whole
                           /spec.json      the OCI runtime spec it was started with
                           /rw/            the driver's writable layer;  /volumes/<n>/  anonymous volumes
+                          /rw-<driver>/   the same, of a container that was moved to that driver
     <root>/names/<name>                   the id; made exclusively, so that a name has one owner
     <state>/running/<id>                  a container that a supervisor has in hand
 
@@ -123,6 +124,29 @@ class Containers:
             raise NotFound(f"container {id[:12]} was never started, so it has no runtime spec yet") from None
         return spec
 
+    def writable(self, id: str) -> str:
+        """The path of the container's writable layer. Raises `NotFound`."""
+        try:
+            config = records.read(f"{self.directory}/{id}/config.json")
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(f"no such container: {id[:12]}") from None
+        return f"{self.directory}/{id}/{config.get('rw', 'rw')}"
+
+    def leftover_writables(self, id: str) -> list[tuple[str, str]]:
+        """(path, driver) of writable layers that the container had before it was moved to another driver, or
+        that a migration did not get to use."""
+        directory = f"{self.directory}/{id}"
+        try:
+            own = os.path.basename(self.writable(id))
+        except (PyrunError, OSError, AttributeError):
+            return []
+        return [(f"{directory}/{n}", d) for n, d in _writables(directory, "") if n != own]
+
+    def remove_leftovers(self, id: str, remove: Callable[[str, str], None]) -> None:
+        """Remove the `leftover_writables`."""
+        for path, driver in self.leftover_writables(id):
+            remove(path, driver)
+
     def _state(self, id: str) -> dict[str, Any]:
         """The state record; what a power cut made of it counts as ended."""
         try:
@@ -180,7 +204,7 @@ class Containers:
             claims.release(self.root, claim["name"], claim["id"])
         except (OSError, PyrunError, KeyError, TypeError):
             pass
-        if os.path.isdir(f"{path}/rw"):
+        if any(os.path.isdir(f"{path}/{name}") for name, _ in _writables(path, driver)):
             remove_container_tree(path, driver, remove)
         else:
             remove(path, driver)
@@ -353,8 +377,29 @@ def new_state(status: str) -> dict[str, Any]:
 
 
 def remove_container_tree(path: str, driver: str, remove: Callable[[str, str], None]) -> None:
-    """Remove a container's directory: the writable layer by its driver, the rest as plain files."""
+    """Remove a container's directory: writable layers by their drivers, the rest as plain files."""
     from ..layers.remove import remove_tree
 
-    remove(f"{path}/rw", driver)
+    for name, owner in _writables(path, driver):
+        remove(f"{path}/{name}", owner)
     remove_tree(path)
+
+
+def _writables(directory: str, driver: str) -> list[tuple[str, str]]:
+    """(name, driver) of every writable layer in a container's directory. ``rw`` is of the driver that the
+    container was made with: after a migration ``config.json`` knows it as "made_by"; else it is ``driver``."""
+    found = []
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    for name in names:
+        if name == "rw":
+            try:
+                config = records.read(f"{directory}/config.json")
+                found.append((name, config.get("made_by") or config["driver"]))
+            except (OSError, PyrunError, KeyError, AttributeError):
+                found.append((name, driver))
+        elif name.startswith("rw-"):
+            found.append((name, name.removeprefix("rw-")))
+    return found

@@ -134,6 +134,24 @@ class Staging:
             fd = lock_directory(target)
         return Stage(target, -1 if fd is None else fd)
 
+    def dead(self) -> list[str]:
+        """The paths of entries that nobody holds; nothing is removed."""
+        found = []
+        with _Flocked(self.path, fcntl.LOCK_EX):
+            for name in os.listdir(self.path):
+                path = f"{self.path}/{name}"
+                try:
+                    fd = lock_directory(path)
+                except NotADirectoryError:
+                    found.append(path)
+                    continue
+                except FileNotFoundError:
+                    continue
+                if fd is not None:
+                    found.append(path)
+                    os.close(fd)
+        return found
+
     def sweep(self, remove: Callable[[str, str], None]) -> list[str]:
         """Call ``remove(path, driver)`` for every entry of a dead process; returns what was removed."""
         if not os.listdir(self.path):
