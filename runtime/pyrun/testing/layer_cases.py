@@ -19,7 +19,7 @@ from errno import EINVAL, EOPNOTSUPP, EPERM
 import pytest
 
 from ..errors import LayerError
-from .oracle import apply, changed, expect, merged, plain
+from .oracle import changed, merged, plain
 from .rig import Rig
 from .tars import (
     MTIME,
