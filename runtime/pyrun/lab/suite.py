@@ -7,19 +7,19 @@ only test module is a file that subclasses the suite's classes for the driver, a
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import Conflict, NotFound, StorageError, Unsupported
+from ..errors import NotFound, StorageError, Unsupported
 from ..layers.remove import remove_tree
 from ..storage.contract import Driver, Env, typed_options
 from ..storage.guard import verdict_of
 from ..storage.plugins import Plugins
 from ..storage.store import make_directories
+from .child import call
 
 # Driver, options, root, whether it must work, whether at full length.
 Subject = tuple[type[Driver], Mapping[str, Any], str, bool, bool]
@@ -82,6 +82,11 @@ def find(name: str) -> type[Driver]:
     raise NotFound(f"there is no storage driver {name}", hint=f"Installed drivers: {sound or 'none'}.")
 
 
+def installed() -> list[type[Driver]]:
+    """Every sound driver's class, usable here or not, in order of their names."""
+    return sorted((f.driver for f in Plugins().drivers() if f.driver), key=lambda driver: driver.name)
+
+
 def run(
     name: str,
     env: Env,
@@ -109,7 +114,8 @@ def run(
     place = tempfile.mkdtemp(prefix=".conformance-", dir=env.root)
     try:
         _probe(driver, Env(f"{place}/probe", userns=env.userns, single_uid=env.single_uid), given)
-        return _in_child((driver, given, f"{place}/stores", True, long), place, chaos, arguments)
+        what = (driver, given, f"{place}/stores", True, long)
+        return Outcome(driver.name, **call(lambda: _pytest(what, place, chaos, arguments)))
     finally:
         remove_tree(place)
 
@@ -124,49 +130,7 @@ def _probe(driver: type[Driver], env: Env, options: Mapping[str, Any]) -> None:
         )
 
 
-def _in_child(
-    what: Subject,
-    place: str,
-    chaos: bool,
-    arguments: Sequence[str],
-) -> Outcome:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        code = 3
-        try:
-            os.close(read)
-            tally = _Tally()
-            code = _pytest(what, place, chaos, arguments, tally)
-            os.write(write, json.dumps(tally.counts).encode())
-            sys.stdout.flush()
-            sys.stderr.flush()
-        finally:
-            os._exit(code)
-    os.close(write)
-    try:
-        with open(read, "rb") as pipe:
-            said = pipe.read()
-    finally:
-        _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if not said:
-        raise Conflict(
-            f"the process that ran the suite ended with {code} before it was done",
-            hint="A driver must not end the process that it is loaded in.",
-        )
-    return Outcome(what[0].name, code, **json.loads(said))
-
-
-def _pytest(
-    what: Subject,
-    place: str,
-    chaos: bool,
-    arguments: Sequence[str],
-    tally: _Tally,
-) -> int:
+def _pytest(what: Subject, place: str, chaos: bool, arguments: Sequence[str]) -> dict[str, int]:
     import pytest
 
     global _subject
@@ -183,7 +147,9 @@ def _pytest(
         fixed += ["--timeout", str(_SECONDS)]
     sys.dont_write_bytecode = True
     os.chdir(place)
-    return int(pytest.main([*fixed, *arguments, place], plugins=[tally]))
+    tally = _Tally()
+    code = pytest.main([*fixed, *arguments, place], plugins=[tally])
+    return {"code": int(code), **tally.counts}
 
 
 class _Tally:
