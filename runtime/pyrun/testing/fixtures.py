@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from ..layers.remove import remove_tree
-from ..storage.contract import Driver
+from ..storage.contract import Driver, Verdict
 from .rig import Rig, Unusable
 
 _PATIENCE = 5.0  # seconds in which a server process must have gone after its mount
@@ -47,8 +47,10 @@ class StoreFixtures:
         """The driver on a fresh store. Afterwards nothing may be left: no staging entry, descriptor, child
         process or mount."""
         fds, children = descriptors(), child_processes()
+        key = self._key(place)
         try:
-            rig = Rig(self.driver, place, self.options)
+            rig = Rig(self.driver, place, self.options, verdict=_verdicts.get(key))
+            _verdicts[key] = rig.verdict
         except Unusable as unusable:
             reason = str(unusable) + (f" ({unusable.hint})" if unusable.hint else "")
             if self.must_work:
@@ -66,6 +68,16 @@ class StoreFixtures:
         assert child_processes() - children == set(), "child processes were left"
         left = {fd: what for fd, what in descriptors().items() if fds.get(fd) != what}
         assert left == {}, f"file descriptors were left open: {left}"
+
+    def _key(self, place: str) -> tuple[object, ...]:
+        """What a verdict depends on, as the engine's cache of them has it."""
+        device = os.stat(os.path.dirname(place)).st_dev
+        with open("/proc/self/uid_map") as file:
+            return (self.driver, tuple(sorted(self.options.items())), device, os.geteuid(), file.read())
+
+
+# One probe of a driver for all cases, as in the engine; case 1 tries the probe itself.
+_verdicts: dict[tuple[object, ...], Verdict] = {}
 
 
 def descriptors() -> dict[int, str]:

@@ -25,7 +25,7 @@ from ..storage.store import make_directories
 from ..storage.tarblob import TarBlob
 
 if TYPE_CHECKING:
-    from ..storage.contract import Blob, Change, Driver, Layer, Usage
+    from ..storage.contract import Blob, Change, Driver, Layer, Usage, Verdict
 
 
 class Unusable(StorageError):
@@ -44,14 +44,24 @@ def environment(root: str) -> Env:
 
 
 class Rig:
-    """``root`` is made if missing; it becomes a store's directory. Raises `Unusable` where the probe refuses."""
+    """``root`` is made if missing; it becomes a store's directory. Raises `Unusable` where the probe refuses.
 
-    def __init__(self, driver: type[Driver], root: str, options: Mapping[str, Any] | None = None) -> None:
+    ``verdict`` is that of an earlier probe on the same file system by the same user: the engine keeps it, too.
+    """
+
+    def __init__(
+        self,
+        driver: type[Driver],
+        root: str,
+        options: Mapping[str, Any] | None = None,
+        *,
+        verdict: Verdict | None = None,
+    ) -> None:
         self.root = os.path.realpath(root)
         make_directories(self.root)
         self.env = environment(self.root)
         self.options = typed_options(driver, options or {})
-        self.verdict = driver.probe(self.env, self.options)
+        self.verdict = verdict or driver.probe(self.env, self.options)
         if not self.verdict.ok:
             raise Unusable(f"{driver.name}: {self.verdict.why}", hint=self.verdict.fix)
         self.caps = self.verdict.caps
