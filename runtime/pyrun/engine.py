@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from .images.record import HistoryEntry, Image, Progress, PullResult
     from .storage.contract import DriverReport, Env, Layer
     from .storage.store import Store
+    from .upkeep.problems import Checked
+    from .upkeep.prune import Pruned
+    from .upkeep.scene import Scene
+    from .upkeep.usage import DiskUsage
 
 
 def default_root() -> str:
@@ -285,7 +289,48 @@ class Engine:
 
         return describe(self)
 
+    # --- upkeep
+
+    def check(
+        self,
+        *,
+        deep: bool = False,
+        repair: bool = False,
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> Checked:
+        """Look for damage and leftovers: see `pyrun.upkeep.check.check`. Works without a usable driver."""
+        from .upkeep.check import check
+
+        return check(self._scene(), deep=deep, repair=repair, say=progress)
+
+    def disk_usage(self) -> DiskUsage:
+        """What the store takes on disk, item by item."""
+        from .upkeep.usage import disk_usage
+
+        return disk_usage(self._scene())
+
+    def prune(self, *, all: bool = False, before: float | None = None) -> Pruned:
+        """Remove what is not in use: see `pyrun.upkeep.prune.prune`."""
+        from .upkeep.prune import prune
+
+        return prune(self._scene(), all=all, before=before)
+
     # --- inside
+
+    def _scene(self) -> Scene:
+        """The store for upkeep, whose driver need not work."""
+        from .storage.store import open_store
+        from .upkeep.scene import Scene, recorded_driver
+
+        self._make_root()
+        env = self._enter()
+
+        def opener(driver: str) -> Store:
+            # By no name where it is the store's own: the error says so, and what to do.
+            name = "" if driver == recorded_driver(self.root) else driver
+            return open_store(env, name, self._options, require=self.config.require)
+
+        return Scene(env, self.state, self._storage or self.config.driver, opener)
 
     def _enter(self) -> Env:
         """Be root over the store's files: as an ordinary user, enter a user namespace first."""

@@ -81,6 +81,14 @@ CATALOG: dict[str, Entry | GroupEntry] = {
             ),
         },
     ),
+    "system": GroupEntry(
+        "Look after the store",
+        {
+            "check": Entry("system:check", "Look for damage and leftovers in the store"),
+            "df": Entry("system:df", "Show how much disk space the store takes"),
+            "prune": Entry("system:prune", "Remove stopped containers, unused images and layers, and leftovers"),
+        },
+    ),
     "completion": Entry("completion:completion", "Print the completion script for a shell"),
     "history": Entry("history:history", HISTORY),
     "inspect": Entry("inspect:inspect", "Show all that is known of images and containers"),

@@ -126,10 +126,18 @@ def needs(
         for lease in leases.held(images.root):
             found.layers.setdefault(lease.driver, set()).update(lease.keys)
             found.blobs |= lease.blobs
-    except StorageError as error:
+    except StorageError as error:  # one that can't be read
         found.unknown = error.message
     for name in names:
         found.layers[name] |= mend.patches(shelves.layers(name), found.layers[name])
+    return found
+
+
+def leased(root: str) -> dict[str, set[str]]:
+    """Keys by driver that living leases hold. Raises `StorageError` where one can't be read."""
+    found: dict[str, set[str]] = {}
+    for lease in leases.held(root):
+        found.setdefault(lease.driver, set()).update(lease.keys)
     return found
 
 

@@ -1,0 +1,131 @@
+"""Repairs of layers. Each returns "" once it is done, else why it could not be."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from ..errors import PyrunError
+from ..images.gc import exclusively
+from ..storage import mend, records
+from ..storage.locks import SharedLock
+from .scene import make, supervised
+
+if TYPE_CHECKING:
+    from .scene import Origin, Scene
+
+
+def remake_layer(scene: Scene, driver: str, key: str, known: dict[str, Origin]) -> str:
+    """Take a layer away, and where something needs it make it again from its blob."""
+    layers = scene.layers(driver)
+    origin = known.get(key)
+    stack = [] if origin else _stack_mended_by(scene, driver, key)
+    needed = origin is not None or bool(stack) or any(True for _ in _users(scene, driver, key))
+    if needed:
+        # Nothing is taken away that can't be made again.
+        try:
+            scene.store(driver)
+        except PyrunError as error:
+            return error.message
+        if origin is not None and not _blob_is_whole(scene, origin):
+            return f"its blob {origin.layer.digest} is damaged or missing"
+        if origin is None and not stack:
+            return "no local image has it any more: pull the image that it came from"
+    try:
+        with exclusively(scene.root) as alone:
+            if not alone:
+                return "the store is in use, by a pull perhaps: try again"
+            for id, name in _users(scene, driver, key):
+                if supervised(scene, id):
+                    return f"container {name} is running from it: stop it first"
+            layers.remove(key)
+        with SharedLock(f"{scene.root}/locks/store"):
+            if origin is not None:
+                make(scene, driver, key, known)
+            elif stack:
+                _mend(scene, driver, stack)
+            layers.sync()
+    except PyrunError as error:
+        return error.message
+    return ""
+
+
+def make_layer(scene: Scene, driver: str, key: str, known: dict[str, Origin]) -> str:
+    """Make a layer that is missing."""
+    stack = [] if key in known else _stack_mended_by(scene, driver, key)
+    try:
+        with SharedLock(f"{scene.root}/locks/store"):
+            if stack:
+                _mend(scene, driver, stack)
+            else:
+                make(scene, driver, key, known)
+            scene.store(driver).layers.sync()
+    except PyrunError as error:
+        return error.message
+    return ""
+
+
+def remove_path(scene: Scene, path: str, driver: str) -> str:
+    """Remove a directory that is no layer, through the staging directory."""
+    try:
+        stage = scene.shelves().staging.receive(path, driver)
+    except FileNotFoundError:
+        return ""
+    try:
+        scene.remove(stage.path, driver)
+    except PyrunError as error:
+        return error.message
+    finally:
+        stage.close()
+    return ""
+
+
+def remove_file(path: str) -> str:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return f"it can't be removed: {error.strerror}"
+    return ""
+
+
+def _users(scene: Scene, driver: str, key: str) -> list[tuple[str, str]]:
+    """(id, name) of the containers that mount the layer."""
+    return [(c.id, c.name) for c in scene.containers.all() if c.driver == driver and key in c.layers]
+
+
+def _blob_is_whole(scene: Scene, origin: Origin) -> bool:
+    try:
+        return scene.images.content.intact(origin.layer.digest)
+    except (PyrunError, OSError):
+        return False
+
+
+def _stack_mended_by(scene: Scene, driver: str, key: str) -> list[str]:
+    """The ids, bottom to top, of a stack whose mending layer is ``key``; empty where it is none."""
+    layers = scene.layers(driver)
+    directory = f"{layers.directory}/.mended"
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    for name in names:
+        try:
+            known = records.read(f"{directory}/{name}")
+            for stack, patch in known.items():
+                if patch == key:
+                    return [
+                        part.replace("-", ":") if "-" in part else f"sha256:{part}"
+                        for part in stack.split(",")
+                    ]
+        except (OSError, PyrunError, AttributeError):
+            continue
+    return []
+
+
+def _mend(scene: Scene, driver: str, ids: list[str]) -> None:
+    layers = scene.store(driver).layers
+    found = [layer for id in ids if (layer := layers.find(id)) is not None]
+    if len(found) == len(ids):
+        mend.mended(layers, found)

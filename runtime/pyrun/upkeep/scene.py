@@ -1,0 +1,143 @@
+"""A store as upkeep sees it: opened as far as its drivers allow, and looked at where they don't."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from ..containers.store import Containers
+from ..errors import PyrunError, StorageError
+from ..images.local import ImageStore
+from ..storage import records
+from ..storage.layers import LayerStore, chain_id
+from ..storage.shelves import Shelves, remover
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..images.record import Image, ImageLayer
+    from ..storage.contract import Env
+    from ..storage.store import Store
+
+
+class Scene:
+    """env       where and as whom
+    selected  the driver that commands use: the configuration's, else the one the store recorded; "" if none
+    opener    opens the store with a driver by name; raises `PyrunError` where that can't be used
+    """
+
+    def __init__(self, env: Env, state: str, selected: str, opener: Callable[[str], Store]) -> None:
+        self.env = env
+        self.root = env.root
+        self.state = state
+        self.recorded = recorded_driver(env.root)
+        self.selected = selected or self.recorded
+        self.images = ImageStore(env.root)
+        self.containers = Containers(env.root, state)
+        self.remove = remover(env)
+        self._opener = opener
+        self._stores: dict[str, Store | PyrunError] = {}
+
+    def store(self, driver: str) -> Store:
+        """The store, opened with ``driver``. Raises `StorageError` and its kin where that can't be used."""
+        found = self._stores.get(driver)
+        if found is None:
+            try:
+                found = self._opener(driver)
+            except PyrunError as error:
+                found = error
+            self._stores[driver] = found
+        if isinstance(found, PyrunError):
+            raise found
+        return found
+
+    def usable(self, driver: str) -> Store | None:
+        try:
+            return self.store(driver)
+        except PyrunError:
+            return None
+
+    def shelves(self) -> Shelves:
+        """Every driver's layers; those of the selected driver by the driver itself, if it works."""
+        store = self.usable(self.selected) if self.selected else None
+        if store is not None:
+            return Shelves.of(store)
+        return Shelves(self.root, self.env, self.remove)
+
+    def layers(self, driver: str) -> LayerStore:
+        """The layers of ``driver``, by the driver itself where it works."""
+        store = self.usable(driver)
+        return store.layers if store is not None else self.shelves().layers(driver)
+
+
+def recorded_driver(root: str) -> str:
+    """The driver that the store was made with; "" for a new one, or where the record is damaged."""
+    try:
+        return str(records.read(f"{root}/storage.json")["driver"])
+    except (OSError, PyrunError, KeyError, TypeError):
+        return ""
+
+
+class Origin:
+    """Where a layer comes from: ``layer`` of ``image``, over the layer with the key ``parent`` ("" for none)."""
+
+    __slots__ = ("image", "layer", "parent")
+
+    def __init__(self, image: Image, layer: ImageLayer, parent: str) -> None:
+        self.image = image
+        self.layer = layer
+        self.parent = parent
+
+
+def origins(images: list[Image]) -> dict[str, Origin]:
+    """By key, diff_ids and chain_ids alike, the layers that the images have."""
+    found: dict[str, Origin] = {}
+    for image in images:
+        chain: str | None = None
+        for layer in image.layers:
+            parent = chain or ""
+            chain = chain_id(chain, layer.diff_id)
+            found.setdefault(layer.diff_id, Origin(image, layer, ""))
+            if chain != layer.diff_id:
+                found.setdefault(chain, Origin(image, layer, parent))
+    return found
+
+
+def make(scene: Scene, driver: str, key: str, known: dict[str, Origin]) -> None:
+    """Make the layer ``key`` of ``driver`` from its blob, and what it stands on; nothing where it is there.
+
+    Raises `StorageError` where no image has it, and what the blob and the driver raise.
+    """
+    from ..images.blob import StoredBlob
+
+    layers = scene.store(driver).layers
+    todo = [key]
+    while layers.find(todo[-1]) is None:
+        origin = known.get(todo[-1])
+        if origin is None:
+            raise StorageError(
+                f"no local image has the layer {todo[-1]} any more",
+                hint="Pull the image that it came from.",
+            )
+        if not origin.parent or not layers.chained or layers.find(origin.parent) is not None:
+            break
+        todo.append(origin.parent)
+    for wanted in reversed(todo):
+        origin = known.get(wanted)
+        if origin is not None and layers.find(wanted) is None:
+            parent = layers.find(origin.parent) if origin.parent and layers.chained else None
+            layers.ingest(StoredBlob(scene.images.content, origin.layer), parent)
+
+
+def supervised(scene: Scene, id: str) -> bool:
+    """Whether some process has the container in hand: runs it, makes it, or removes it."""
+    from ..storage.locks import lock_directory
+
+    try:
+        fd = lock_directory(f"{scene.containers.directory}/{id}")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if fd is None:
+        return True
+    os.close(fd)
+    return False
