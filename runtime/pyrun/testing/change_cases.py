@@ -340,7 +340,11 @@ class ChangeCases:
             for name in os.listdir(f"{root.path}/d"):
                 os.unlink(f"{root.path}/d/{name}")
             os.unlink(f"{root.path}/new")
-            assert root.usage().bytes - empty.bytes < slack, "what was deleted is still counted"
+            # A server in user space may hold the file for a moment longer.
+            deadline = time.monotonic() + 5
+            while root.usage().bytes - empty.bytes >= slack:
+                assert time.monotonic() < deadline, "what was deleted is still counted"
+                time.sleep(0.02)
         assert rig.driver.usage(f"{rig.root}/missing").bytes == 0
 
     def test_61_a_commit_of_an_idmapped_container_has_the_layers_ids(self, rig: Rig) -> None:
