@@ -60,7 +60,7 @@ class OverlayDriver(Driver):
         reasons = []
         for route in routes:
             try:
-                problem = _trial(env, options, route)
+                problem = cls._trial(env, options, route)
             except OSError as error:
                 problem = error.strerror or str(error)
                 if error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES):
@@ -79,7 +79,7 @@ class OverlayDriver(Driver):
         """What works by ``route``, which passed the first trial."""
         for number in range(2):
             _empty(env, number)
-        idmap = "not needed" if env.userns else _idmap_trial(env, options, route, ())
+        idmap = "not needed" if env.userns else cls._idmap_trial(env, options, route, ())
         features: list[str] = []
         refused = []
         for name in FEATURES:
@@ -87,12 +87,12 @@ class OverlayDriver(Driver):
                 continue
             wanted = (*features, name)
             try:
-                problem = _trial(env, options, route, wanted)
+                problem = cls._trial(env, options, route, wanted)
             except OSError as error:
                 problem = error.strerror or str(error)
             if not problem and not idmap:
                 # Containers in user namespaces come first: what idmapped layers can't have, none gets.
-                problem = _idmap_trial(env, options, route, wanted)
+                problem = cls._idmap_trial(env, options, route, wanted)
             if not problem:
                 features.append(name)
             elif options[name] == "on":
@@ -121,6 +121,60 @@ class OverlayDriver(Driver):
         return Verdict(True, "; ".join(details), "", caps, {"route": route, "features": features})
 
     @classmethod
+    def _trial(
+        cls,
+        env: Env,
+        options: Mapping[str, Any],
+        route: int,
+        features: Sequence[str] = (),
+        idmap: int | None = None,
+    ) -> str:
+        """Mount over a small lower layer and use what ``features`` promise: "" if right, else what is wrong.
+
+        Mounting alone proves nothing: without userxattr a user namespace can mount, and gets EIO when it makes a
+        deleted directory again.
+        """
+        stage = Staging(f"{env.root}/staging").new("overlay")
+        place = stage.path
+        try:
+            lowers = cls._trial_lowers(env, options, place)
+            os.mkdir(f"{place}/upper")
+            os.mkdir(f"{place}/work")
+            base = place.removeprefix(env.root + "/")
+            flags = _flavour(env, features)
+            if options.get("volatile"):
+                flags["volatile"] = None
+            stack = overlay.Stack(env.root, lowers, f"{base}/upper", f"{base}/work", flags)
+            problem = _used(stack, route, features, idmap)
+            if not problem and features:
+                _remove_if_there(f"{place}/work/work/incompat/volatile")
+                problem = _kept(stack, route, features, idmap)
+            return problem
+        finally:
+            remove_tree(place)
+            stage.close()
+
+    @classmethod
+    def _trial_lowers(cls, env: Env, options: Mapping[str, Any], place: str) -> list[overlay.Lower]:
+        """The layers of a trial, made in the staging directory ``place``: `make_trial_tree`'s files."""
+        make_trial_tree(f"{place}/lower")
+        return [f"{place}/lower".removeprefix(env.root + "/")]
+
+    @classmethod
+    def _idmap_trial(cls, env: Env, options: Mapping[str, Any], route: int, features: Sequence[str]) -> str:
+        """ "" where idmapped layers work by ``route`` with ``features``; else why not."""
+        try:
+            namespace = userns.hold(_TRIAL_MAP, _TRIAL_MAP)
+        except OSError as error:
+            return f"user namespaces: {error.strerror}"
+        try:
+            return cls._trial(env, options, route, features, namespace)
+        except (OSError, Unsupported) as error:
+            return str(error.strerror if isinstance(error, OSError) else error)
+        finally:
+            os.close(namespace)
+
+    @classmethod
     def version(cls) -> str:
         return "2" + os.environ.get("PYRUN_OVERLAY_ROUTE", "")
 
@@ -140,13 +194,7 @@ class OverlayDriver(Driver):
         finally:
             os.umask(previous)
         if layers:
-            # The merged root shows the upper's own mode and owner: take them from the topmost layer.
-            top = os.stat(f"{layers[-1].path}/fs")
-            os.chown(f"{dest}/upper", top.st_uid, top.st_gid)
-            os.chmod(f"{dest}/upper", top.st_mode & 0o7777)
-            for name in os.listxattr(f"{layers[-1].path}/fs"):
-                if not name.startswith(_PRIVATE):
-                    os.setxattr(f"{dest}/upper", name, os.getxattr(f"{layers[-1].path}/fs", name))
+            copy_attributes(f"{layers[-1].path}/fs", f"{dest}/upper")
 
     def mount(self, layers: Sequence[Layer], rw: str | None, idmap: int | None = None) -> int:
         if len(layers) > overlay.MAX_LAYERS:
@@ -154,8 +202,7 @@ class OverlayDriver(Driver):
                 f"the image has {len(layers)} layers; overlayfs stacks at most {overlay.MAX_LAYERS}",
                 hint="Use an image with fewer layers, or another storage driver.",
             )
-        # A layer that an image lists twice can't be stacked on itself. The upper one shadows the lower wholly.
-        lowers = list(dict.fromkeys(self._below(f"{layer.path}/fs") for layer in reversed(layers)))
+        lowers = self._lowers(layers)
         options = _flavour(self.env, self.verdict.found["features"])
         upper = work = None
         if rw is None:
@@ -192,8 +239,24 @@ class OverlayDriver(Driver):
                 else:
                     raise
 
+    def _lowers(self, layers: Sequence[Layer]) -> list[overlay.Lower]:
+        """What overlayfs stacks, top to bottom. A layer that an image lists twice can't be stacked on itself; the
+        upper one shadows the lower wholly."""
+        return list(dict.fromkeys(self._below(f"{layer.path}/fs") for layer in reversed(layers)))
+
     def _below(self, path: str) -> str:
         return path.removeprefix(self.env.root + "/")
+
+
+def copy_attributes(root: str, upper: str) -> None:
+    """Give the directory ``upper`` the attributes of ``root``, the topmost layer's: a union shows those of the
+    upper's own root."""
+    top = os.stat(root)
+    os.chown(upper, top.st_uid, top.st_gid)
+    os.chmod(upper, top.st_mode & 0o7777)
+    for name in os.listxattr(root):
+        if not name.startswith(_PRIVATE):
+            os.setxattr(upper, name, os.getxattr(root, name))
 
 
 def _empty(env: Env, number: int = 0) -> str:
@@ -242,38 +305,14 @@ def _fix(number: int) -> str:
     )
 
 
-def _trial(
-    env: Env, options: Mapping[str, Any], route: int, features: Sequence[str] = (), idmap: int | None = None
-) -> str:
-    """Mount over a small lower layer and use what ``features`` promise: "" if right, else what is wrong.
-
-    Mounting alone proves nothing: without userxattr a user namespace can mount, and gets EIO when it makes a
-    deleted directory again.
-    """
-    stage = Staging(f"{env.root}/staging").new("overlay")
-    place = stage.path
-    try:
-        os.makedirs(f"{place}/lower/d")
-        os.mkdir(f"{place}/lower/moved")
-        for name in ("d/file", "one", "moved/file"):
-            with open(f"{place}/lower/{name}", "w") as file:
-                file.write("x")
-        os.link(f"{place}/lower/one", f"{place}/lower/two")
-        os.mkdir(f"{place}/upper")
-        os.mkdir(f"{place}/work")
-        base = place.removeprefix(env.root + "/")
-        flags = _flavour(env, features)
-        if options.get("volatile"):
-            flags["volatile"] = None
-        stack = overlay.Stack(env.root, [f"{base}/lower"], f"{base}/upper", f"{base}/work", flags)
-        problem = _used(stack, route, features, idmap)
-        if not problem and features:
-            _remove_if_there(f"{place}/work/work/incompat/volatile")
-            problem = _kept(stack, route, features, idmap)
-        return problem
-    finally:
-        remove_tree(place)
-        stage.close()
+def make_trial_tree(path: str) -> None:
+    """A layer with what a trial uses, in the new directory ``path``."""
+    os.makedirs(f"{path}/d")
+    os.mkdir(f"{path}/moved")
+    for name in ("d/file", "one", "moved/file"):
+        with open(f"{path}/{name}", "w") as file:
+            file.write("x")
+    os.link(f"{path}/one", f"{path}/two")
 
 
 def _used(stack: overlay.Stack, route: int, features: Sequence[str], idmap: int | None) -> str:
@@ -347,17 +386,3 @@ def _write(dirfd: int, name: str, data: bytes) -> None:
         os.write(fd, data)
     finally:
         os.close(fd)
-
-
-def _idmap_trial(env: Env, options: Mapping[str, Any], route: int, features: Sequence[str]) -> str:
-    """ "" where idmapped layers work by ``route`` with ``features``; else why not."""
-    try:
-        namespace = userns.hold(_TRIAL_MAP, _TRIAL_MAP)
-    except OSError as error:
-        return f"user namespaces: {error.strerror}"
-    try:
-        return _trial(env, options, route, features, namespace)
-    except (OSError, Unsupported) as error:
-        return str(error.strerror if isinstance(error, OSError) else error)
-    finally:
-        os.close(namespace)

@@ -22,7 +22,9 @@ from .process import capget, capset, setfsids
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    Lower = str | Callable[[], int]
 
 FDS = 1
 STRINGS = 2
@@ -37,7 +39,8 @@ _O_DIR = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Stack:
     """What to mount. Paths are relative to ``root``, one directory on one mount.
 
-    lowers   top to bottom, as overlayfs orders them
+    lowers   top to bottom, as overlayfs orders them. One may be a function instead: it makes a detached mount
+             whose root is the layer, a new one each time, and returns its fd, which is closed here
     upper, work  both or neither
     options  further overlay options, e.g. {"userxattr": None, "volatile": None}; None makes a flag
     """
@@ -47,7 +50,7 @@ class Stack:
     def __init__(
         self,
         root: str,
-        lowers: Sequence[str],
+        lowers: Sequence[Lower],
         upper: str | None = None,
         work: str | None = None,
         options: dict[str, str | None] | None = None,
@@ -65,14 +68,24 @@ def mount_overlay(stack: Stack, route: int, idmap: int | None = None) -> int:
     Raises OSError. A mount that was asked to be writable and is not (the kernel falls back to read-only
     when it can't write to ``work``, with a word in dmesg only) raises EROFS.
     """
-    if route == FDS:
-        tree = _tree(stack.root, idmap)
-        try:
-            fd = _fsmount(stack, tree, by_fd=True, idmapped=idmap is not None)
-        finally:
-            os.close(tree)
-    else:
-        fd = _in_child(stack, route, idmap)
+    mounts: list[int] = []
+    try:
+        for lower in stack.lowers:
+            if not isinstance(lower, str):
+                mounts.append(lower())
+                if idmap is not None:
+                    m.idmap(mounts[-1], idmap)
+        if route == FDS:
+            tree = _tree(stack.root, idmap)
+            try:
+                fd = _fsmount(stack, tree, mounts, by_fd=True, idmapped=idmap is not None)
+            finally:
+                os.close(tree)
+        else:
+            fd = _in_child(stack, route, idmap, mounts)
+    finally:
+        for mount in mounts:
+            os.close(mount)
     if stack.upper is not None and os.fstatvfs(fd).f_flag & os.ST_RDONLY:
         os.close(fd)
         raise OSError(
@@ -95,16 +108,22 @@ def _tree(root: str, idmap: int | None) -> int:
 
 
 class _Opened:
-    """O_PATH fds of a stack's directories, opened below one directory fd; closed together."""
+    """O_PATH fds of a stack's directories, opened below one directory fd; closed together. ``mounts`` are
+    those of the lowers that are no strings, in their order; they stay the caller's."""
 
-    __slots__ = ("lowers", "upper", "work")
+    __slots__ = ("_given", "lowers", "upper", "work")
 
-    def __init__(self, stack: Stack, tree: int) -> None:
+    def __init__(self, stack: Stack, tree: int, mounts: Sequence[int]) -> None:
         self.lowers: list[int] = []
+        self._given = mounts
+        left = iter(mounts)
         self.upper = self.work = -1
         try:
             for lower in stack.lowers:
-                self.lowers.append(os.open(lower, _O_DIR, dir_fd=tree))
+                if isinstance(lower, str):
+                    self.lowers.append(os.open(lower, _O_DIR, dir_fd=tree))
+                else:
+                    self.lowers.append(next(left))
             if stack.upper is not None and stack.work is not None:
                 self.upper = os.open(stack.upper, _O_DIR, dir_fd=tree)
                 self.work = os.open(stack.work, _O_DIR, dir_fd=tree)
@@ -114,7 +133,7 @@ class _Opened:
 
     def close(self) -> None:
         for fd in (*self.lowers, self.upper, self.work):
-            if fd >= 0:
+            if fd >= 0 and fd not in self._given:
                 os.close(fd)
 
 
@@ -146,8 +165,8 @@ class _AsOwnerOf:
             capset(*self.caps)
 
 
-def _fsmount(stack: Stack, tree: int, *, by_fd: bool, idmapped: bool) -> int:
-    opened = _Opened(stack, tree)
+def _fsmount(stack: Stack, tree: int, mounts: Sequence[int], *, by_fd: bool, idmapped: bool) -> int:
+    opened = _Opened(stack, tree, mounts)
     context = None
     try:
         context = m.FsContext("overlay")
@@ -176,8 +195,8 @@ def _fsmount(stack: Stack, tree: int, *, by_fd: bool, idmapped: bool) -> int:
         opened.close()
 
 
-def _mount2(stack: Stack, tree: int, idmapped: bool) -> int:
-    opened = _Opened(stack, tree)
+def _mount2(stack: Stack, tree: int, mounts: Sequence[int], idmapped: bool) -> int:
+    opened = _Opened(stack, tree, mounts)
     try:
         data = "lowerdir=" + ":".join(map(str, opened.lowers))
         if opened.upper >= 0:
@@ -193,7 +212,7 @@ def _mount2(stack: Stack, tree: int, idmapped: bool) -> int:
         opened.close()
 
 
-def _in_child(stack: Stack, route: int, idmap: int | None) -> int:
+def _in_child(stack: Stack, route: int, idmap: int | None, mounts: Sequence[int]) -> int:
     """Run ``route`` in a child with a mount namespace of its own."""
 
     def make() -> int:
@@ -201,9 +220,13 @@ def _in_child(stack: Stack, route: int, idmap: int | None) -> int:
             tree = _tree(stack.root, idmap)
             m.move_mount(tree, m.AT_FDCWD, stack.root)
         tree = os.open(stack.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        for mount in mounts:
+            # Of layers by name the kernel wants the mounts attached. Where is all one: each covers the one
+            # before, and all go with this namespace.
+            m.move_mount(mount, m.AT_FDCWD, stack.root)
         os.chdir("/proc/self/fd")
         if route == STRINGS:
-            return _fsmount(stack, tree, by_fd=False, idmapped=idmap is not None)
-        return _mount2(stack, tree, idmap is not None)
+            return _fsmount(stack, tree, mounts, by_fd=False, idmapped=idmap is not None)
+        return _mount2(stack, tree, mounts, idmap is not None)
 
     return mounted_apart(make, "the child that mounts the overlay")
