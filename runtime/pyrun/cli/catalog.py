@@ -76,6 +76,7 @@ CATALOG: dict[str, Entry | GroupEntry] = {
             "doctor": Entry(
                 "storage:doctor", "Try every storage driver and say which work here, and why not"
             ),
+            "bench": Entry("bench:bench", "Measure storage drivers, and compare their figures"),
             "test": Entry(
                 "storage_test:suite", "Run the conformance suite against an installed storage driver"
             ),

@@ -276,7 +276,8 @@ class _Bench:
                     Rig(driver, f"{root}/{driver.name}", options(driver.name)).close()
                     reasons[driver.name] = ""
                 except StorageError as error:
-                    reasons[driver.name] = error.message.removeprefix(f"{driver.name}: ")
+                    reason = error.message.removeprefix(f"{driver.name}: ")
+                    reasons[driver.name] = reason.replace(f"{root}/{driver.name}", "the store")
             return reasons
 
         def on(root: str) -> dict[str, str]:
