@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .images.record import HistoryEntry, Image, Progress, PullResult
     from .storage.contract import DriverReport, Env, Layer
     from .storage.store import Store
+    from .upkeep.migrate import Migrated
     from .upkeep.problems import Checked
     from .upkeep.prune import Pruned
     from .upkeep.scene import Scene
@@ -314,6 +315,19 @@ class Engine:
         from .upkeep.prune import prune
 
         return prune(self._scene(), all=all, before=before)
+
+    def migrate(
+        self, to: str, *, containers: bool = True, progress: Callable[[str], None] = lambda text: None
+    ) -> Migrated:
+        """Move the store to the storage driver ``to``: see `pyrun.upkeep.migrate.migrate`."""
+        from .upkeep.migrate import migrate
+
+        done = migrate(self._scene(), to, containers=containers, say=progress)
+        chosen = self._storage or self.config.driver
+        if chosen and chosen != to:
+            source = "--storage" if self._storage else f"storage.driver in {self.config.path}"
+            done.notes.append(f"{source} still chooses {chosen}: change it to {to}")
+        return done
 
     # --- inside
 

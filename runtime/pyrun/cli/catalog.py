@@ -77,6 +77,7 @@ CATALOG: dict[str, Entry | GroupEntry] = {
                 "storage:doctor", "Try every storage driver and say which work here, and why not"
             ),
             "bench": Entry("bench:bench", "Measure storage drivers, and compare their figures"),
+            "migrate": Entry("migrate:migrate", "Move the store to another storage driver"),
             "test": Entry(
                 "storage_test:suite", "Run the conformance suite against an installed storage driver"
             ),

@@ -9,6 +9,7 @@ import typer
 
 from ..errors import PyrunError
 from . import options as shared
+from .body.ps import status
 from .names import NONE, short_id
 from .output import flush, rows, warn, write
 from .session import session
@@ -167,16 +168,16 @@ def _write_items(usage: DiskUsage) -> None:
         ("CONTAINER ID", "IMAGE", "DRIVER", "LOCAL VOLUMES", "SIZE", "CREATED", "STATUS", "NAMES"),
         (
             (
-                container.id[:12],
-                container.image,
-                container.driver,
-                str(container.volumes),
-                human_size(container.size),
-                ago(container.created, now),
-                container.status,
-                container.name,
+                short_id(found.container.id),
+                found.container.image,
+                found.container.driver,
+                str(found.volumes),
+                human_size(found.size),
+                ago(found.container.created, now),
+                status(found.container, now),
+                found.container.name,
             )
-            for container in usage.containers
+            for found in usage.containers
         ),
     )
     _table(

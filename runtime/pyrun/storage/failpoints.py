@@ -19,6 +19,19 @@ MOUNT = ("mount.begin", "mount.made")
 COMMIT = ("commit.begin", "commit.entry", "commit.end")
 REMOVE = ("remove.begin", "remove.moved", "remove.removed")
 GC = ("gc.begin", "gc.layer", "gc.blob", "gc.end")
+MIGRATE = (
+    "migrate.begin",
+    "migrate.layer",
+    "migrate.layers",
+    "migrate.packed",
+    "migrate.unpacked",
+    "migrate.placed",
+    "migrate.moved",
+    "migrate.switching",
+    "migrate.switched",
+    "migrate.cleaned",
+)
+# Of one driver and its store; a migration has two, and tests of its own.
 ALL = (*INGEST, *PREPARE, *MOUNT, *COMMIT, *REMOVE, *GC)
 
 

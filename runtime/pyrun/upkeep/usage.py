@@ -47,14 +47,12 @@ class ImageUsage:
 
 @dataclass(slots=True)
 class ContainerUsage:
-    id: str
-    name: str
-    image: str
-    driver: str
+    """``size`` is that of the writable layer; ``volumes`` how many anonymous ones it has; ``active``: somebody has
+    it in hand."""
+
+    container: Container
     volumes: int
     size: int
-    created: float
-    status: str
     active: bool
 
 
@@ -179,22 +177,10 @@ def _container(scene: Scene, container: Container, done: DiskUsage) -> None:
     size = taken(scene, container.driver, writable)
     for path, driver in scene.containers.leftover_writables(container.id):
         size += taken(scene, driver, path)
-    done.containers.append(
-        ContainerUsage(
-            container.id,
-            container.name,
-            container.image,
-            container.driver,
-            len(mounts),
-            size,
-            container.created,
-            container.status,
-            active,
-        )
-    )
+    done.containers.append(ContainerUsage(container, len(mounts), size, active))
     for number, mount in enumerate(mounts):
-        taken = allocated(f"{directory}/volumes/{number}").bytes
-        done.volumes.append(VolumeUsage(container.name, mount["destination"], taken, active))
+        inside = allocated(f"{directory}/volumes/{number}").bytes
+        done.volumes.append(VolumeUsage(container.name, mount["destination"], inside, active))
 
 
 def _layers(scene: Scene, images: list[Image], containers: list[Container], done: DiskUsage) -> None:
