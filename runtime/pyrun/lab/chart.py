@@ -115,7 +115,9 @@ def chart(report: Report) -> Canvas:
     panel = _TITLE + drivers * _STEP + 18
     rows = (len(report.measures) + 1) // 2
     rounds = "1 round" if report.rounds == 1 else f"medians of {report.rounds} rounds"
-    canvas = Canvas(_WIDTH, _TOP + rows * panel + 24, "pyrun storage drivers compared", _description(report))
+    said = notes(report)[1:]
+    height = _TOP + rows * panel + 16 * len(said) + 16
+    canvas = Canvas(_WIDTH, height, "pyrun storage drivers compared", _description(report))
     canvas.text(_MARGIN, 42, "pyrun storage drivers", size=20, bold=True)
     canvas.text(
         _MARGIN,
