@@ -332,7 +332,7 @@ def test_a_store_on_overlayfs_itself_is_refused_with_the_reason_and_a_remedy(bas
         (base / "stacked" / name).mkdir(parents=True)
     script = (
         "cd '{0}' && mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged && exec '{1}' "
-        "--root '{0}/merged/store' --state '{0}/state' run --rm --pull never busybox true"
+        "--root '{0}/merged/store' --state '{0}/state' run --rm --storage overlay --pull never busybox true"
     ).format(base / "stacked", Path(sys.executable).parent / "pyrun")
     done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 125
