@@ -250,7 +250,7 @@ def fuzz(rounds: int, seed: int, where: Path) -> None:
         data = damaged(archive, rng)
         (where / "root").mkdir()
         fd = os.open(where / "root", os.O_RDONLY)
-        form = rng.choice(["overlay", "userxattr", "apply"])
+        form = rng.choice(["overlay", "userxattr", "aufs", "apply"])
         try:
             unpack(Stream(data, rng.choice([100, 5000])), fd, form, limits=Limits(bytes=1 << 24))
         except LayerError as error:
