@@ -40,6 +40,9 @@ class ErofsDriver(OverlayDriver):
         "directio": ("auto", "on", "off"),
     }
 
+    # Layers and what is written lie on different file systems: inode numbers stay with files, all the same.
+    mount_options: ClassVar[Mapping[str, str | None]] = {"xino": "on"}
+
     def __init__(self, env: Env, options: Mapping[str, Any], verdict: Verdict) -> None:
         super().__init__(env, options, verdict)
         self._mounts: erofs_mounts.Mounts | None = None

@@ -81,7 +81,8 @@ class Mounts:
         self._backing = str(found["backing"])
         self._directio = bool(found["directio"])
         self._clones = bool(found["clones"])
-        self._kept: dict[str, int] = {}  # path of a layer → our mount of it
+        # By path of a layer: our mount of it, and which index it is a mount of.
+        self._kept: dict[str, tuple[int, str]] = {}
         self._lock = allocate_lock()
         self._told = -1  # our locked file of `place`, by which others find the kept mounts
         self._told_by = self._told_as = 0
@@ -91,10 +92,14 @@ class Mounts:
         if not self._clones:
             return mount(path, self._backing, directio=self._directio)
         with self._lock:
+            now = _identity(path)
             kept = self._kept.get(path)
             if kept is not None:
-                return m.open_tree(kept, "")
-            made = self._of_others(path)
+                if kept[1] == now:
+                    return m.open_tree(kept[0], "")
+                # The layer was removed, or damaged, and made again.
+                os.close(self._kept.pop(path)[0])
+            made = self._of_others(path, now)
             if made is None:
                 made = mount(path, self._backing, directio=self._directio)
             if len(self._kept) >= _KEPT:
@@ -104,7 +109,7 @@ class Mounts:
             except OSError:
                 os.close(made)
                 raise
-            self._kept[path] = made
+            self._kept[path] = made, now
             self._tell()
             return clone
 
@@ -113,14 +118,24 @@ class Mounts:
         with self._lock:
             gone = [path for path in self._kept if not os.path.exists(f"{path}/{INDEX}")]
             for path in gone:
-                os.close(self._kept.pop(path))
+                os.close(self._kept.pop(path)[0])
             if gone:
                 self._tell()
+
+    def close(self) -> None:
+        """Let go of all. Mounts that were given out are not concerned."""
+        with self._lock:
+            for fd, _ in self._kept.values():
+                os.close(fd)
+            self._kept.clear()
+            self._tell()
+
+    __del__ = close
 
     # --- other processes
 
     def _tell(self) -> None:
-        """Write which mounts we keep, one a line: fd, device, layer."""
+        """Write which mounts we keep, one a line: fd, device, identity of the index, layer."""
         global _number
         if self._told_by != os.getpid():
             # A forked child's copy of the file is its parent's.
@@ -133,7 +148,10 @@ class Mounts:
                 os.close(self._told)
                 self._told = -1
             return
-        lines = [f"{fd} {os.fstat(fd).st_dev} {os.path.basename(path)}\n" for path, fd in self._kept.items()]
+        lines = [
+            f"{fd} {os.fstat(fd).st_dev} {identity} {os.path.basename(path)}\n"
+            for path, (fd, identity) in self._kept.items()
+        ]
         try:
             if self._told < 0:
                 _number += 1
@@ -149,10 +167,9 @@ class Mounts:
     def _path(self) -> str:
         return f"{self._place}/{self._told_by}.{self._told_as}"
 
-    def _of_others(self, path: str) -> int | None:
+    def _of_others(self, path: str, identity: str) -> int | None:
         """A clone of a living process's mount of the layer ``path``."""
-        name = os.path.basename(path)
-        for pid, fd, device in self._others(name):
+        for pid, fd, device in self._others(f"{identity} {os.path.basename(path)}"):
             try:
                 found = os.open(f"/proc/{pid}/fd/{fd}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError:
@@ -167,8 +184,9 @@ class Mounts:
                 os.close(found)
         return None
 
-    def _others(self, name: str) -> Iterator[tuple[int, int, int]]:
-        """(pid, fd, device) of mounts of the layer ``name``. Files of dead processes are removed on the way."""
+    def _others(self, layer: str) -> Iterator[tuple[int, int, int]]:
+        """(pid, fd, device) of mounts of ``layer``, an identity and a name. Files of dead processes are removed
+        on the way."""
         try:
             found = os.listdir(self._place)
         except FileNotFoundError:
@@ -186,9 +204,15 @@ class Mounts:
             finally:
                 os.close(fd)
             for line in text.splitlines():
-                words = line.split()
-                if len(words) == 3 and words[2] == name and words[0].isdecimal() and words[1].isdecimal():
+                words = line.split(" ", 2)
+                if words[2:] == [layer] and words[0].isdecimal() and words[1].isdecimal():
                     yield int(file.partition(".")[0]), int(words[0]), int(words[1])
+
+
+def _identity(path: str) -> str:
+    """Which index lies in the directory ``path``."""
+    found = os.stat(f"{path}/{INDEX}")
+    return f"{found.st_ino}.{found.st_mtime_ns}"
 
 
 def _locked(path: str) -> int:

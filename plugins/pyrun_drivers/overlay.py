@@ -52,6 +52,8 @@ class OverlayDriver(Driver):
         "index": _SWITCH,
         "metacopy": _SWITCH,
     }
+    # What drivers with other lower layers tell overlayfs besides.
+    mount_options: ClassVar[Mapping[str, str | None]] = {}
 
     @classmethod
     def probe(cls, env: Env, options: Mapping[str, Any]) -> Verdict:
@@ -141,7 +143,7 @@ class OverlayDriver(Driver):
             os.mkdir(f"{place}/upper")
             os.mkdir(f"{place}/work")
             base = place.removeprefix(env.root + "/")
-            flags = _flavour(env, features)
+            flags = {**_flavour(env, features), **cls.mount_options}
             if options.get("volatile"):
                 flags["volatile"] = None
             stack = overlay.Stack(env.root, lowers, f"{base}/upper", f"{base}/work", flags)
@@ -203,7 +205,7 @@ class OverlayDriver(Driver):
                 hint="Use an image with fewer layers, or another storage driver.",
             )
         lowers = self._lowers(layers)
-        options = _flavour(self.env, self.verdict.found["features"])
+        options = {**_flavour(self.env, self.verdict.found["features"]), **self.mount_options}
         upper = work = None
         if rw is None:
             # Overlayfs wants two lower layers where there is no upper; and a single layer mounted as it is

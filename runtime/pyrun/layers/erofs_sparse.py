@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 _LARGEST = 40  # bits: chunks of 2**(9 + 31) bytes, all that the format can say
 _ENOUGH = 64 << 10  # bytes of table that no pieces are made for
-_PIECE = 4096  # what the smallest piece takes on disk
 _STEP = 1 << 16
 
 
@@ -64,17 +63,17 @@ class Plan:
         return best
 
     def _cost(self, bits: int) -> int:
-        """Bytes that the table and the pieces take on disk, roughly."""
+        """Bytes of the table and, roughly, of the pieces, zeros included: whoever copies the file meets those."""
         size, chunk, cost = self.size, 1 << bits, 4 * self.chunks(bits)
         for offset, length in self.runs:
             end = offset + length
             if offset % fmt.BLOCK:
-                cost += length + _PIECE
+                cost += ((end - 1 >> bits) - (offset >> bits) + 1) << bits
                 continue
             if offset % chunk:
-                cost += min(length, chunk - offset % chunk) + _PIECE
+                cost += chunk
             if end % chunk and end != size and (offset >> bits != end >> bits or not offset % chunk):
-                cost += end % chunk + _PIECE
+                cost += chunk
         return cost
 
     def chunks(self, bits: int = 0) -> int:
