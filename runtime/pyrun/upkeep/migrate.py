@@ -155,6 +155,12 @@ class _Migration:
                 hint="Remove them (pyrun rm), or leave them as they are until that driver works again:"
                 " --without-containers.",
             ) from error
+        size = container.options.get("size")
+        if size is not None and not self.store.driver.verdict.caps.quota:
+            raise StorageError(
+                f"the container {container.name} may write {size} bytes at most, which {self.name} can't see to",
+                hint="Remove it, or leave containers where they are: --without-containers.",
+            )
 
     # --- layers of images
 
@@ -175,6 +181,7 @@ class _Migration:
                         wanted.setdefault(key, f"layer {short(layer.diff_id)}")
         if not wanted:
             return
+        missing = {key for image in images for key in self._keys(image) if layers.find(key) is None}
         what = "images" if layers.chained else "layers"
         self.say(f"Making {len(wanted)} {what} for {self.name}")
 
@@ -187,7 +194,6 @@ class _Migration:
                 raise StorageError(error.message, hint=f"{error.hint}\n{_REPAIR}".strip()) from error
 
         def finished(number: int) -> None:
-            self.done.layers += 1
             self.say(f"{jobs[number].name}: done")
             failpoints.reach("migrate.layer")
 
@@ -203,6 +209,7 @@ class _Migration:
             sweep_staging(layers)  # what the ended workers were making
             raise
         layers.sync()
+        self.done.layers += len(missing)
         failpoints.reach("migrate.layers")
 
     # --- containers
@@ -249,7 +256,7 @@ class _Migration:
             failpoints.reach("migrate.packed")
             os.mkdir(f"{stage.path}/rw", 0o700)
             stack.callback(store.driver.remove, f"{stage.path}/rw")
-            store.driver.prepare(layers, f"{stage.path}/rw")
+            store.driver.prepare(layers, f"{stage.path}/rw", container.options.get("size"))
             with ExitStack() as inner:
                 new = self._mounted(inner, store, layers, f"{stage.path}/rw")
                 with open(f"{stage.path}/changes.tar", "rb") as tar:

@@ -39,7 +39,7 @@ def prepare_anew(scene: Scene, container: Container) -> str:
         stage = store.staging.new(container.driver)
         try:
             os.mkdir(f"{stage.path}/rw", 0o700)
-            store.driver.prepare(layers, f"{stage.path}/rw")
+            store.driver.prepare(layers, f"{stage.path}/rw", container.options.get("size"))
             os.rename(f"{stage.path}/rw", scene.containers.writable(container.id))
         finally:
             store.remove(f"{stage.path}/rw", container.driver)
