@@ -77,6 +77,9 @@ CATALOG: dict[str, Entry | GroupEntry] = {
                 "storage:doctor", "Try every storage driver and say which work here, and why not"
             ),
             "bench": Entry("bench:bench", "Measure storage drivers, and compare their figures"),
+            "compare": Entry(
+                "compare:compare", "Run one command on two storage drivers and show what differs"
+            ),
             "migrate": Entry("migrate:migrate", "Move the store to another storage driver"),
             "test": Entry(
                 "storage_test:suite", "Run the conformance suite against an installed storage driver"
@@ -88,7 +91,9 @@ CATALOG: dict[str, Entry | GroupEntry] = {
         {
             "check": Entry("system:check", "Look for damage and leftovers in the store"),
             "df": Entry("system:df", "Show how much disk space the store takes"),
-            "prune": Entry("system:prune", "Remove stopped containers, unused images and layers, and leftovers"),
+            "prune": Entry(
+                "system:prune", "Remove stopped containers, unused images and layers, and leftovers"
+            ),
         },
     ),
     "completion": Entry("completion:completion", "Print the completion script for a shell"),
