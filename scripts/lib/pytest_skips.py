@@ -8,6 +8,7 @@ expected where PROBE holds. Probes, each negated by a leading "!", several joine
     command:NAME      NAME is on PATH
     path:FILE         FILE exists
     kernel:X.Y        the kernel is X.Y or later
+    filesystem:NAME   /proc/filesystems lists NAME
 
 ``--counts FILE`` gets "PASSED FAILED SKIPPED" at the end.
 """
@@ -41,6 +42,9 @@ def _one(probe: str) -> bool:
     if kind == "kernel" and re.fullmatch(r"\d+\.\d+", value):
         here = re.findall(r"\d+", os.uname().release)
         return (int(here[0]), int(here[1])) >= tuple(int(part) for part in value.split("."))
+    if kind == "filesystem" and value:
+        listed = Path("/proc/filesystems").read_text(encoding="ascii").splitlines()
+        return value in (line.split()[-1] for line in listed)
     raise ValueError(f"no such probe: {probe!r}")
 
 

@@ -59,7 +59,15 @@ def test_a_skip_is_fine_where_a_line_with_a_true_probe_matches_it(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "probe", ["!always", "command:no-such-program", "always,kernel:99.0", "path:/no/such/file"]
+    "probe",
+    [
+        "!always",
+        "command:no-such-program",
+        "always,kernel:99.0",
+        "path:/no/such/file",
+        "filesystem:moon",
+        "!filesystem:proc",
+    ],
 )
 def test_a_matching_line_does_not_count_where_its_probe_is_false(tmp_path: Path, probe: str) -> None:
     status, _, counts = run(tmp_path, f"{probe}  needs a moon\n")
