@@ -164,7 +164,11 @@ class Verdict:
 
     ``why`` is never empty: for a usable driver it sums up what the trial found, for an unusable one it is
     the reason, with ``fix`` saying what to do. ``found`` holds what the driver wants to know again without
-    repeating the trial (JSON scalars); the engine stores it and hands it to the constructor.
+    repeating the trial (as JSON has it); the engine stores it and hands it to the constructor.
+
+    ``found["flaws"]``, where there is one, says what the kernel or program that the driver stands on is known to
+    get wrong and no flag of `Caps` tells: by the number of the conformance case that shows it ("22a"), in words.
+    The suite expects that case to fail, and fails where it passes.
     """
 
     __slots__ = ("caps", "fix", "found", "ok", "why")

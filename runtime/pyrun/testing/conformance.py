@@ -8,8 +8,11 @@ class TestMine(StorageConformance):
 Cases are methods ``test_<number>_<sentence>``; the numbers are those of the list in docs/storage-conformance.md,
 a letter marks a case that was added to it or is a part of one. A case expects what the driver's probe claims (its
 `pyrun.storage.contract.Caps`), whatever the driver is called; a claim that does not hold fails, and so does a
-denial of what works. What the layers should show is decided by a plain directory to which they are applied, and
-the core cases spell it out beside that.
+denial of what works. What no flag tells and the driver knows to be wrong, its probe declares by the case's number
+(``Verdict.found["flaws"]``): that case must fail.
+
+What the layers should show is decided by a plain directory to which they are applied, and the core cases spell it
+out beside that.
 
 Sections: A contract, B layer semantics, C live POSIX behaviour, D changes, commit and usage, E isolation and
 faults.

@@ -1,0 +1,78 @@
+"""The conformance suite on the built-in drivers, as root: each on the file system that it is for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyrun.storage.plugins import Plugins
+from pyrun.testing import StorageConformance
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
+
+DRIVERS = {found.name: found.driver for found in Plugins().drivers() if found.driver is not None}
+
+_FUSE = [
+    pytest.mark.skipif(not shutil.which("fuse-overlayfs"), reason="fuse-overlayfs is not installed"),
+    pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="needs /dev/fuse"),
+]
+_BTRFS = pytest.mark.skipif(not shutil.which("mkfs.btrfs"), reason="mkfs.btrfs is not installed")
+
+
+def test_every_built_in_driver_is_here() -> None:
+    assert set(DRIVERS) == {"aufs", "btrfs", "erofs", "fuse-overlayfs", "overlay", "vfs"}
+
+
+class _OnDisk(StorageConformance):
+    must_work = True
+
+    @pytest.fixture
+    def above(self, base: Path) -> str:
+        return str(base)
+
+
+class TestOverlay(_OnDisk):
+    driver = DRIVERS["overlay"]
+
+
+class TestErofs(_OnDisk):
+    driver = DRIVERS["erofs"]
+
+
+class TestFuseOverlayfs(_OnDisk):
+    pytestmark = _FUSE
+    driver = DRIVERS["fuse-overlayfs"]
+
+
+class TestVfs(_OnDisk):
+    driver = DRIVERS["vfs"]
+
+
+@pytest.fixture(scope="module")
+def btrfs(base: Path) -> Iterator[str]:
+    """A btrfs in a file."""
+    image, place = base / "btrfs.img", base / "btrfs"
+    with image.open("wb") as file:
+        file.truncate(2 << 30)
+    place.mkdir()
+    subprocess.run(["mkfs.btrfs", "-q", image], check=True)
+    subprocess.run(["mount", "-t", "btrfs", "-o", "loop", image, place], check=True)
+    try:
+        yield str(place)
+        assert sorted(os.listdir(place)) == []
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+class TestBtrfs(_OnDisk):
+    pytestmark = _BTRFS
+    driver = DRIVERS["btrfs"]
+
+    @pytest.fixture
+    def above(self, btrfs: str) -> str:
+        return btrfs
