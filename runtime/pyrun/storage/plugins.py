@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .events import StorageEvent
 
 GROUP = "pyrun"
+OWN = "pyrun"  # the distribution
 VARIABLE = "PYRUN_PLUGINS"
 _MOST_DRIVERS = 100  # of one plugin; a generator may never end
 # How the engine calls a driver's methods, all by position.
@@ -109,7 +110,13 @@ class Plugins:
         self._complained: set[tuple[str, str]] = set()
         wanted = _wanted()
         named = set()
-        for point in importlib.metadata.entry_points(group=GROUP):
+        # Our own first: of two drivers with one name the first serves, and a stranger's must not replace a
+        # built-in one. The others in an order that does not depend on a directory's.
+        points = sorted(
+            importlib.metadata.entry_points(group=GROUP),
+            key=lambda p: (p.dist is None or p.dist.name != OWN, p.dist.name if p.dist else "", p.name),
+        )
+        for point in points:
             distribution = f"{point.dist.name} {point.dist.version}" if point.dist else ""
             names = {point.name, point.dist.name if point.dist else point.name}
             if wanted is not None and not names & wanted:
@@ -151,7 +158,7 @@ class Plugins:
 
     def list(self) -> Listing:
         """Every plugin: the loaded ones, those that are broken, and what PYRUN_PLUGINS left out."""
-        drivers = self.drivers()
+        drivers = self._offered()
         found = []
         for name, plugin in self.manager.list_name_plugin():
             entry = Plugin(name, "loaded", self._distributions.get(name, ""))
@@ -169,7 +176,11 @@ class Plugins:
         return found + self.left_out
 
     def drivers(self) -> DriverList:
-        """Every driver offered, sound or broken, in order of registration; a name taken twice is broken."""
+        """Every driver offered, sound or broken, in order of registration; a name taken twice is broken. Then the
+        plugins that could not be loaded."""
+        return self._offered() + self.broken
+
+    def _offered(self) -> DriverList:
         found: list[Found] = []
         for name, plugin in self.manager.list_name_plugin():
             distribution = self._distributions.get(name, "")
@@ -193,7 +204,7 @@ class Plugins:
                     problem = f"the driver name {shown!r} is taken by another plugin"
                 entry = "" if problem else f"{driver.__module__}:{driver.__qualname__}"
                 found.append(Found(shown, None if problem else driver, entry, distribution, problem, name))
-        return found + self.broken
+        return found
 
     def choose(self, verdicts: Mapping[str, Verdict], env: Env) -> str | None:
         """The first usable opinion of a plugin on which driver a new store gets; others are told and passed
@@ -267,7 +278,7 @@ def _reason(error: BaseException) -> str:
         text = str(error)
     except Exception:
         text = ""
-    return f"{type(error).__name__}: {text}".strip().splitlines()[0].removesuffix(":")
+    return " ".join(f"{type(error).__name__}: {text}".split())[:300].removesuffix(":")
 
 
 def _classes(result: Any) -> list[Any]:
