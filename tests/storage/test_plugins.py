@@ -100,6 +100,13 @@ def test_a_broken_plugin_is_listed_with_its_reason_and_no_command_minds(
         ("raise SystemExit(4)", "SystemExit"),
         ("return None", "None"),
         ("return True", "True"),
+        ("return Verdict(True, None)", "why is None"),
+        ("return Verdict(True, 'fine', fix=5)", "fix is 5"),
+        ("return Verdict(1, 'fine')", "ok is 1"),
+        ("return Verdict(True, 'fine', caps={'idmap': True})", "caps"),
+        ("return Verdict(True, 'fine', caps=Caps(max_layers='many'))", "max_layers is 'many'"),
+        ("return Verdict(True, 'fine', caps=Caps(chained=None))", "chained is None"),
+        ("return Verdict(True, 'fine', found={'a': object})", "found"),
     ],
 )
 def test_a_probe_that_breaks_the_contract_is_a_refusal(

@@ -114,14 +114,40 @@ def verdict_of(driver: type[Driver], env: Env, options: Mapping[str, Any]) -> Ve
 
     try:
         verdict: object = driver.probe(env, options)
+        problem = _nonsense(verdict)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit, too: a stranger's probe must not end the program
         return Verdict(
             False, f"its probe raised {type(error).__name__}: {error}", "That is a defect of the driver."
         )
-    if isinstance(verdict, Verdict):
+    if isinstance(verdict, Verdict) and not problem:
         return verdict
-    return Verdict(
-        False, f"its probe returned {verdict!r}, which is no Verdict", "That is a defect of the driver."
-    )
+    return Verdict(False, f"its probe returned {problem}", "That is a defect of the driver.")
+
+
+def _nonsense(verdict: Any) -> str:
+    """What in a probe's result the engine could not show, keep or act on; "" where it is sound."""
+    import json
+
+    from .contract import Caps, Verdict
+
+    if not isinstance(verdict, Verdict):
+        return f"{verdict!r:.80}, which is no Verdict"
+    if type(verdict.ok) is not bool:
+        return f"a Verdict whose ok is {verdict.ok!r:.80}"
+    if not isinstance(verdict.why, str) or not verdict.why:
+        return f"a Verdict without a reason: its why is {verdict.why!r:.80}"
+    if not isinstance(verdict.fix, str):
+        return f"a Verdict whose fix is {verdict.fix!r:.80}"
+    if not isinstance(verdict.caps, Caps):
+        return f"a Verdict whose caps are {verdict.caps!r:.80}"
+    for name, value in verdict.caps.as_dict().items():
+        depth = name == "max_layers"
+        if not (value is None or (type(value) is int and value > 0) if depth else type(value) is bool):
+            return f"Caps whose {name} is {value!r:.80}"
+    try:
+        json.dumps(verdict.found)
+    except (TypeError, ValueError) as error:
+        return f"a Verdict whose found is no JSON: {error}"
+    return ""
