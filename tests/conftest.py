@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from support.account import account, installation
 from support.pyrun import Pyrun, copy_store, mounts_below, processes
 from support.registry import Registry, registry
 
-__all__ = ["registry"]
+__all__ = ["account", "installation", "registry"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import grp
 import os
 import pwd
 import shutil
@@ -14,86 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from support.account import ACCOUNT, FIRST, WITH_NODES, as_account
 from support.pyrun import Pyrun, mounts_below, processes, terminal, wait_for
 
-ACCOUNT = "pyruntest"
-FIRST = 1_400_000_000  # a range that no distribution gives out by itself
-
-# /dev/fuse and /dev/net/tun as every user may open them on an ordinary host, in a mount namespace of the command's
-# own: on this one they may be 0600, and nothing of the machine is changed.
-_WITH_NODES = """
-    mount -t tmpfs -o mode=755 tmpfs "$1" || exit 99
-    mknod -m 666 "$1/fuse" c 10 229 && mknod -m 666 "$1/tun" c 10 200 || exit 99
-    if test -e /dev/fuse; then mount --bind "$1/fuse" /dev/fuse || exit 99; fi
-    if test -e /dev/net/tun; then mount --bind "$1/tun" /dev/net/tun || exit 99; fi
-    shift
-    exec "$@"
-"""
-
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make an account for the test")
-
-
-def _free_id() -> int:
-    taken = {p.pw_uid for p in pwd.getpwall()} | {g.gr_gid for g in grp.getgrall()}
-    return next(number for number in range(54321, 60000) if number not in taken)
-
-
-@pytest.fixture(scope="module")
-def account() -> Iterator[str]:
-    """A user with 65,536 subordinate ids, removed afterwards."""
-    number = str(_free_id())
-    subprocess.run(["groupadd", "-g", number, ACCOUNT], check=True)
-    subprocess.run(["useradd", "-u", number, "-g", number, "-m", "-s", "/bin/sh", ACCOUNT], check=True)
-    try:
-        for path in ("/etc/subuid", "/etc/subgid"):  # useradd may have given a range already
-            lines = [
-                line for line in Path(path).read_text().splitlines() if not line.startswith(f"{ACCOUNT}:")
-            ]
-            Path(path).write_text("\n".join([*lines, f"{ACCOUNT}:{FIRST}:65536"]) + "\n")
-        yield ACCOUNT
-    finally:
-        for pid in _processes_of(int(number)):
-            os.kill(pid, 9)
-        wait_for(lambda: not _processes_of(int(number)), "the account's processes end")
-        subprocess.run(["userdel", "-r", ACCOUNT], check=True, stderr=subprocess.DEVNULL)
-        for path in ("/etc/subuid", "/etc/subgid"):
-            lines = [
-                line for line in Path(path).read_text().splitlines() if not line.startswith(f"{ACCOUNT}:")
-            ]
-            Path(path).write_text("".join(f"{line}\n" for line in lines))
-
-
-def _processes_of(uid: int) -> list[int]:
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdecimal():
-            try:
-                if os.stat(f"/proc/{entry}").st_uid in (uid, *range(FIRST, FIRST + 65536)):
-                    found.append(int(entry))
-            except FileNotFoundError:
-                continue
-    return found
-
-
-@pytest.fixture(scope="module")
-def installation(base: Path) -> Path:
-    """pyrun in a venv that every user may read; its packages are those of the venv that runs the tests."""
-    venv = base / "venv"
-    interpreter = os.path.realpath(sys.executable)
-    subprocess.run([interpreter, "-m", "venv", "--without-pip", str(venv)], check=True)
-    (site,) = venv.glob("lib/python3*/site-packages")
-    source = next(Path(p) for p in sys.path if p.endswith("site-packages") and Path(p, "typer").exists())
-    shutil.copytree(source, site, dirs_exist_ok=True)
-    repository = Path(__file__).resolve().parents[2]
-    for package in ("runtime/pyrun", "plugins/pyrun_drivers"):
-        shutil.copytree(repository / package, site / Path(package).name, dirs_exist_ok=True)
-    for link in site.glob("*pyrun*.pth"):
-        link.unlink()
-    script = venv / "bin/pyrun"
-    script.write_text(f"#!{venv}/bin/python\nfrom pyrun.cli.main import main\nmain()\n")
-    script.chmod(0o755)
-    subprocess.run(["chmod", "-R", "go+rX", str(venv)], check=True)
-    return venv
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +28,8 @@ def user(account: str, installation: Path, mirror: Path) -> Iterator[Pyrun]:
     os.chmod(conf, 0o644)
     nodes = home / "nodes"
     nodes.mkdir()
-    prefix = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", _WITH_NODES, "sh", str(nodes)]
-    prefix += [
-        "setpriv",
-        f"--reuid={entry.pw_uid}",
-        f"--regid={entry.pw_gid}",
-        "--clear-groups",
-        "--inh-caps=-all",
-    ]
-    prefix += ["env", "-C", str(home)]
+    prefix = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", WITH_NODES, "sh", str(nodes)]
+    prefix += [*as_account(account), "env", "-C", str(home)]
     with tempfile.TemporaryDirectory(prefix="pyrun-state-") as state:
         os.chown(state, entry.pw_uid, entry.pw_gid)
         env = {

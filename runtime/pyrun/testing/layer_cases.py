@@ -300,9 +300,11 @@ class LayerCases:
             _write(f"{root}/new", b"written")
             assert _read(f"{root}/lower") == b"written"
 
-        tree = changed(rig, work, tar(File("lower", b"old")))
+        # Without the claim, the two may be taken for two files when they are listed; what they hold is one.
+        tree = changed(rig, work, tar(File("lower", b"old")), links=rig.caps.hardlinks)
         assert tree[b"lower"].holds(b"written")
-        assert tree[b"new"].same == b"lower"
+        assert tree[b"new"].holds(b"written")
+        assert not rig.caps.hardlinks or tree[b"new"].same == b"lower"
 
     def test_27_an_update_of_same_size_in_the_same_second_is_kept(self, rig: Rig) -> None:
         base = tar(File("f", b"aaaa", mtime="1700000000.25"))

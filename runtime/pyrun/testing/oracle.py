@@ -63,31 +63,35 @@ def merged(rig: Rig, *tars: bytes) -> Tree:
     return expected
 
 
-def changed(rig: Rig, do: Callable[[str], object], *tars: bytes, times: bool = False) -> Tree:
+def changed(
+    rig: Rig, do: Callable[[str], object], *tars: bytes, times: bool = False, links: bool = True
+) -> Tree:
     """What is there after ``do(path of the root)`` over the layers of ``tars``: the same at once, after a
     remount, with the change committed and ingested as a further layer, and on the oracle.
 
-    ``times`` of files count only where asked for: ``do`` runs twice, at different times.
+    ``times`` of files count only where asked for: ``do`` runs twice, at different times. ``links`` False: which
+    names are one file does not count.
     """
+    more = {"times": times, "links": links}
     layers = rig.stack(*tars)
     rw = rig.prepare(layers)
     try:
         with plain(rig, tars) as oracle:
-            before = snapshot(oracle, times=times).keys()
+            before = snapshot(oracle, **more).keys()
             do(oracle)
-            expected = snapshot(oracle, times=times)
+            expected = snapshot(oracle, **more)
         hidden = before - expected.keys()
         with rig.rootfs(layers, rw) as root:
             do(root.path)
-            expect(root.path, expected, "a rootfs just changed", hidden, times=times)
+            expect(root.path, expected, "a rootfs just changed", hidden, **more)
         with rig.rootfs(layers, rw) as root:
-            expect(root.path, expected, "a changed rootfs mounted again", hidden, times=times)
+            expect(root.path, expected, "a changed rootfs mounted again", hidden, **more)
             tar = root.commit()
     finally:
         rig.discard(rw)
     top = rig.ingest(tar, layers[-1] if layers else None)
     with rig.view([*layers, top]) as root:
-        expect(root.path, expected, "a view of the committed layer", hidden, times=times)
+        expect(root.path, expected, "a view of the committed layer", hidden, **more)
     return expected
 
 

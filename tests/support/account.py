@@ -1,0 +1,105 @@
+"""An ordinary user with subordinate ids for tests, and pyrun where such a user may read it: not below /root."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .pyrun import wait_for
+
+ACCOUNT = "pyruntest"
+FIRST = 1_400_000_000  # a range that no distribution gives out by itself
+
+# /dev/fuse and /dev/net/tun as every user may open them on an ordinary host, in a mount namespace of the command's
+# own: on this one they may be 0600, and nothing of the machine is changed.
+WITH_NODES = """
+    mount -t tmpfs -o mode=755 tmpfs "$1" || exit 99
+    mknod -m 666 "$1/fuse" c 10 229 && mknod -m 666 "$1/tun" c 10 200 || exit 99
+    if test -e /dev/fuse; then mount --bind "$1/fuse" /dev/fuse || exit 99; fi
+    if test -e /dev/net/tun; then mount --bind "$1/tun" /dev/net/tun || exit 99; fi
+    shift
+    exec "$@"
+"""
+
+
+def _free_id() -> int:
+    taken = {p.pw_uid for p in pwd.getpwall()} | {g.gr_gid for g in grp.getgrall()}
+    return next(number for number in range(54321, 60000) if number not in taken)
+
+
+@pytest.fixture(scope="session")
+def account() -> Iterator[str]:
+    """A user with 65,536 subordinate ids, removed afterwards."""
+    number = str(_free_id())
+    subprocess.run(["groupadd", "-g", number, ACCOUNT], check=True)
+    subprocess.run(["useradd", "-u", number, "-g", number, "-m", "-s", "/bin/sh", ACCOUNT], check=True)
+    try:
+        for path in ("/etc/subuid", "/etc/subgid"):  # useradd may have given a range already
+            lines = [
+                line for line in Path(path).read_text().splitlines() if not line.startswith(f"{ACCOUNT}:")
+            ]
+            Path(path).write_text("\n".join([*lines, f"{ACCOUNT}:{FIRST}:65536"]) + "\n")
+        yield ACCOUNT
+    finally:
+        for pid in processes_of(int(number)):
+            os.kill(pid, 9)
+        wait_for(lambda: not processes_of(int(number)), "the account's processes end")
+        subprocess.run(["userdel", "-r", ACCOUNT], check=True, stderr=subprocess.DEVNULL)
+        for path in ("/etc/subuid", "/etc/subgid"):
+            lines = [
+                line for line in Path(path).read_text().splitlines() if not line.startswith(f"{ACCOUNT}:")
+            ]
+            Path(path).write_text("".join(f"{line}\n" for line in lines))
+
+
+def processes_of(uid: int) -> list[int]:
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            try:
+                if os.stat(f"/proc/{entry}").st_uid in (uid, *range(FIRST, FIRST + 65536)):
+                    found.append(int(entry))
+            except FileNotFoundError:
+                continue
+    return found
+
+
+@pytest.fixture(scope="session")
+def installation(base: Path) -> Path:
+    """pyrun in a venv that every user may read; its packages are those of the venv that runs the tests."""
+    venv = base / "venv"
+    interpreter = os.path.realpath(sys.executable)
+    subprocess.run([interpreter, "-m", "venv", "--without-pip", str(venv)], check=True)
+    (site,) = venv.glob("lib/python3*/site-packages")
+    source = next(Path(p) for p in sys.path if p.endswith("site-packages") and Path(p, "typer").exists())
+    shutil.copytree(source, site, dirs_exist_ok=True)
+    repository = Path(__file__).resolve().parents[2]
+    for package in ("runtime/pyrun", "plugins/pyrun_drivers"):
+        shutil.copytree(repository / package, site / Path(package).name, dirs_exist_ok=True)
+    for link in site.glob("*pyrun*.pth"):
+        link.unlink()
+    script = venv / "bin/pyrun"
+    script.write_text(f"#!{venv}/bin/python\nfrom pyrun.cli.main import main\nmain()\n")
+    script.chmod(0o755)
+    subprocess.run(["chmod", "-R", "go+rX", str(venv)], check=True)
+    return venv
+
+
+def as_account(name: str) -> list[str]:
+    """The words before a command that make it that user's, without root's groups and capabilities."""
+    entry = pwd.getpwnam(name)
+    return [
+        "setpriv",
+        f"--reuid={entry.pw_uid}",
+        f"--regid={entry.pw_gid}",
+        "--clear-groups",
+        "--inh-caps=-all",
+    ]
