@@ -134,15 +134,17 @@ def _nonsense(verdict: Any) -> str:
 
     if not isinstance(verdict, Verdict):
         return f"{verdict!r:.80}, which is no Verdict"
-    if type(verdict.ok) is not bool:
-        return f"a Verdict whose ok is {verdict.ok!r:.80}"
-    if not isinstance(verdict.why, str) or not verdict.why:
-        return f"a Verdict without a reason: its why is {verdict.why!r:.80}"
-    if not isinstance(verdict.fix, str):
-        return f"a Verdict whose fix is {verdict.fix!r:.80}"
-    if not isinstance(verdict.caps, Caps):
-        return f"a Verdict whose caps are {verdict.caps!r:.80}"
-    for name, value in verdict.caps.as_dict().items():
+    # Whatever the annotations say.
+    ok, why, fix, caps = (getattr(verdict, name) for name in ("ok", "why", "fix", "caps"))
+    if type(ok) is not bool:
+        return f"a Verdict whose ok is {ok!r:.80}"
+    if not isinstance(why, str) or not why:
+        return f"a Verdict without a reason: its why is {why!r:.80}"
+    if not isinstance(fix, str):
+        return f"a Verdict whose fix is {fix!r:.80}"
+    if not isinstance(caps, Caps):
+        return f"a Verdict whose caps are {caps!r:.80}"
+    for name, value in caps.as_dict().items():
         depth = name == "max_layers"
         if not (value is None or (type(value) is int and value > 0) if depth else type(value) is bool):
             return f"Caps whose {name} is {value!r:.80}"
