@@ -199,6 +199,8 @@ class LayerStore:
                 os.unlink(f"{self._unsynced}/{name}")
             except FileNotFoundError:
                 continue
+        # Else a power cut brings the markers back, and what is whole is made again.
+        records.sync_directory(self._unsynced)
 
     def remove(self, id: str) -> None:
         """Remove a layer; a missing one is success. The caller knows that no image and no container uses it.
