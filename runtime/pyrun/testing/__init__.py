@@ -1,11 +1,11 @@
-"""For authors of storage drivers: the conformance suite, and what it stands on.
+"""For authors of storage drivers: the conformance suite, chaos, and what they stand on.
 
 from pyrun.testing import StorageConformance
 
 class TestMine(StorageConformance):
     driver = MyDriver
 
-Names are loaded when they are asked for; `StorageConformance` needs pytest (``pip install pyrun[testing]``).
+Names are loaded when they are asked for; the two suites need pytest (``pip install pyrun[testing]``).
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..storage.tarblob import TarBlob
+    from .chaos import StorageChaos
     from .conformance import StorageConformance
     from .rig import Rig
 
-__all__ = ["Rig", "StorageConformance", "TarBlob"]
+__all__ = ["Rig", "StorageChaos", "StorageConformance", "TarBlob"]
 
 _HOMES = {
     "Rig": "pyrun.testing.rig",
+    "StorageChaos": "pyrun.testing.chaos",
     "StorageConformance": "pyrun.testing.conformance",
     "TarBlob": "pyrun.storage.tarblob",
 }

@@ -37,6 +37,8 @@ pytest.register_assert_rewrite(
             "change_cases",
             "fault_cases",
             "stateful",
+            "machine",
+            "soundness",
         )
     )
 )
@@ -47,9 +49,12 @@ from .fault_cases import FaultCases  # noqa: E402
 from .fixtures import StoreFixtures  # noqa: E402
 from .layer_cases import LayerCases  # noqa: E402
 from .live_cases import LiveCases  # noqa: E402
+from .stateful import StatefulCases  # noqa: E402
 
 
-class StorageConformance(StoreFixtures, ContractCases, LayerCases, LiveCases, ChangeCases, FaultCases):
+class StorageConformance(
+    StoreFixtures, ContractCases, LayerCases, LiveCases, ChangeCases, FaultCases, StatefulCases
+):
     """Set ``driver`` in a subclass; its name must start with "Test" for pytest to collect it.
 
     driver     the class under test
