@@ -88,13 +88,16 @@ def check_images(scene: Scene, images: list[Image]) -> list[Problem]:
     manifests = repair.index_names(scene.images.content)
     for path, reference, why in scene.images.damaged():
         manifest = manifests.get(reference) or reference.partition("@")[2]
+        shared = len({_repository(name) for name, digest in manifests.items() if digest == manifest}) > 1
         problems.append(
             Problem(
                 "image-damaged",
                 reference or os.path.basename(path),
                 why,
                 fix="make it again from the blobs, else from its registry" if reference else "",
-                repair=partial(repair.remake_record, scene, reference, manifest) if reference else None,
+                repair=partial(repair.remake_record, scene, reference, manifest, shared=shared)
+                if reference
+                else None,
             )
         )
     for image in images:
@@ -106,7 +109,9 @@ def check_images(scene: Scene, images: list[Image]) -> list[Problem]:
                     image.reference,
                     why,
                     fix="make it again from the blobs",
-                    repair=partial(repair.remake_record, scene, image.reference, image.manifest),
+                    repair=partial(
+                        repair.remake_record, scene, image.reference, image.manifest, shared=not image.digest
+                    ),
                 )
             )
     return problems
@@ -175,6 +180,11 @@ def _size(path: str) -> int:
         return os.stat(path).st_size
     except OSError:
         return 0
+
+
+def _repository(reference: str) -> str:
+    name, at, _ = reference.partition("@")
+    return name if at else name.rpartition(":")[0]
 
 
 def _and_more(names: Iterable[str]) -> str:

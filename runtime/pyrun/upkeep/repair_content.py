@@ -83,14 +83,15 @@ def _fetch(client: RegistryClient, content: ContentStore, digest: str, image: Im
     content.add_bytes(data, digest)
 
 
-def remake_record(scene: Scene, reference: str, manifest: str) -> str:
+def remake_record(scene: Scene, reference: str, manifest: str, *, shared: bool = False) -> str:
     """Write the image's record again: from the blobs, where its ``manifest`` (a digest, or "") is still known and
-    whole, so that it stays the same image; else by pulling it."""
+    whole, so that it stays the same image; else by pulling it. ``shared`` says that other repositories have
+    the image, too: which of them it was pulled from is not known, so none gets a digest until it is again."""
     images = scene.images
     why = "nothing tells any more which image it was"
     if manifest:
         try:
-            images.put(_image(scene, reference, manifest))
+            images.put(_image(scene, reference, manifest, shared))
             return ""
         except (PyrunError, OSError) as error:
             why = str(error.args[0] if error.args else error)
@@ -124,7 +125,7 @@ def index_names(content: ContentStore) -> dict[str, str]:
         return {}
 
 
-def _image(scene: Scene, reference: str, digest: str) -> Image:
+def _image(scene: Scene, reference: str, digest: str, shared: bool) -> Image:
     """The record of the image with the manifest ``digest``. Raises `PyrunError` where its blobs don't make one."""
     content = scene.images.content
     what = f"the manifest of {reference}"
@@ -140,7 +141,7 @@ def _image(scene: Scene, reference: str, digest: str) -> Image:
         layers.append(layer)
     return Image(
         reference=reference,
-        digest=_index_of(content, digest) or digest,
+        digest="" if shared else _index_of(content, digest) or digest,
         manifest=digest,
         id=manifest.config.digest,
         platform=str(Platform(config.os, config.architecture, config.variant or "")),
