@@ -19,6 +19,8 @@ class ExampleDriver(Driver):
             with trial.directory(env, cls.name) as place, trial.namespace(env) as idmap:
                 driver = cls(env, options, Verdict(True, "on trial"))
                 driver.prepare([], place)
+                with open(f"{place}/tree/file", "wb") as file:
+                    file.write(bytes(4096))
                 os.close(driver.mount([], place, idmap))
         except (OSError, PyrunError) as error:
             return Verdict(False, f"a trial below {env.root} failed: {error}", "Choose another: --root DIR.")
