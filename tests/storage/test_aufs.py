@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -80,6 +81,7 @@ def test_it_is_refused_in_a_user_namespace(place: Path) -> None:
     assert "Run pyrun as root" in fix
 
 
+@pytest.mark.skipif(not shutil.which("mkfs.btrfs"), reason="mkfs.btrfs is not installed")
 def test_it_is_refused_on_btrfs(place: Path) -> None:
     (place / "disk").mkdir()
     disk = disks.make("btrfs", str(place / "disk"), 128 << 20, str(place.parent / "image"))

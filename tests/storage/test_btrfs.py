@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ MiB = 1 << 20
 
 @contextlib.contextmanager
 def new_disk(options: str = "") -> Iterator[str]:
+    if not shutil.which("mkfs.btrfs"):
+        pytest.skip("mkfs.btrfs is not installed")
     with tempfile.TemporaryDirectory(prefix="pyrun-btrfs-", dir="/var/tmp") as directory:
         os.chmod(directory, 0o755)
         os.mkdir(f"{directory}/disk")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import stat
 import subprocess
 import tempfile
@@ -32,15 +34,23 @@ def place() -> Iterator[Path]:
         yield Path(directory)
 
 
-@pytest.fixture
-def disk(place: Path) -> Iterator[str]:
-    """A btrfs, on which copies share their blocks."""
+@contextlib.contextmanager
+def new_disk(kind: str, place: Path) -> Iterator[str]:
+    if not shutil.which(f"mkfs.{kind}"):
+        pytest.skip(f"mkfs.{kind} is not installed")
     (place / "disk").mkdir()
-    made = disks.make("btrfs", str(place / "disk"), 256 * MiB, str(place / "image"))
+    made = disks.make(kind, str(place / "disk"), 400 * MiB, str(place / "image"))
     try:
         yield made.path
     finally:
         made.unmount()
+
+
+@pytest.fixture
+def disk(place: Path) -> Iterator[str]:
+    """A btrfs, on which copies share their blocks."""
+    with new_disk("btrfs", place) as path:
+        yield path
 
 
 def used(path: str) -> int:
@@ -79,8 +89,11 @@ def test_the_whole_copy_counts_where_blocks_are_not_shared(place: Path) -> None:
             assert root.usage().bytes >= 3 * MiB
 
 
-def test_copies_share_blocks_where_the_file_system_can_and_usage_leaves_them_out(disk: str) -> None:
-    with Rig(VfsDriver, f"{disk}/store") as rig:
+@pytest.mark.parametrize("kind", ["btrfs", "xfs"])
+def test_copies_share_blocks_where_the_file_system_can_and_usage_leaves_them_out(
+    kind: str, place: Path
+) -> None:
+    with new_disk(kind, place) as disk, Rig(VfsDriver, f"{disk}/store") as rig:
         stack = rig.stack(
             tar(File("big", os.urandom(20 * MiB)), Link("again", "big")), tar(File("small", b"x"))
         )

@@ -269,7 +269,10 @@ class FaultCases:
 
         try:
             with nothing_left(rig.root):
-                run(work, mounts=True, seconds=110).result()
+                outcome = run(work, mounts=True, seconds=110)
+                if rig.env.userns and outcome.kind == "NoDisk":
+                    pytest.skip(f"a user namespace can mount a tmpfs only: {outcome.error}")
+                outcome.result()
         finally:
             _remove_images(f"{rig.root}/small")
 
@@ -423,9 +426,14 @@ class FaultCases:
 
     @pytest.mark.parametrize("ids", [65536, 1], ids=["many ids", "one id"])
     def test_74_in_a_user_namespace_it_works_or_says_why_not(self, rig: Rig, ids: int) -> None:
-        count = min(ids, max(extent.count for extent in userns.read_map("/proc/self/uid_map")))
-        extent = [userns.IdMap(0, 0, count)]
-        namespace = userns.hold(extent, extent)
+        # The kernel takes no extent that lies in two of the namespace above.
+        extents = [
+            userns.IdMap(above.inside, above.inside, min(above.count, ids - above.inside))
+            for above in userns.read_map("/proc/self/uid_map")
+            if above.inside < ids
+        ]
+        count = sum(extent.count for extent in extents)
+        namespace = userns.hold(extents, extents)
 
         def work() -> str:
             setns(namespace, CLONE_NEWUSER)
