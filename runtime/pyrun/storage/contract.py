@@ -122,8 +122,8 @@ class Caps:
                 namespace of their own, before anything is written
     rename_dir  rename(2) of a directory that comes from a layer works; else it fails with EXDEV. Without it
                 the driver is refused where the configuration's ``storage.require`` names it
-    hardlinks   two names of one file of a layer stay one file when one of them is written; refused without
-                it as ``rename_dir`` is
+    hardlinks   two names of one file of a layer stay one file when one of them is written, and a further name
+                made for one is told to be the same file; refused without it as ``rename_dir`` is
     lazy        the driver verifies content as it is read, so the engine keeps a layer whose blob was not
                 read to EOF, and needs no copy of the blob
     quota       ``prepare`` enforces its ``size``; without it the engine refuses --storage-opt size=

@@ -221,6 +221,10 @@ class ChangeCases:
         operation, expected = {**_OPERATIONS, **_OWNERS, "directory renamed": _DIRECTORY_RENAMED}[what]
         with twins(rig, LOWER, MERGED) as pair:
             pair.both(operation)
+            if what == "a further name" and not rig.caps.hardlinks:
+                # Then nothing may tell that the two are one, and the old name is as it was.
+                assert set(told(pair.root.changes())) - {"M f"} == {"A e/name"}
+                return
             assert told(pair.root.changes()) == expected
 
     @pytest.mark.parametrize("what", _REVERTED)

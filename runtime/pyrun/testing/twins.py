@@ -84,7 +84,7 @@ class Twins:
     def _snapshot(self, path: str) -> Tree:
         return {
             name: node._replace(mtime=_SINCE_THE_START) if node.mtime > self.began else node
-            for name, node in snapshot(path).items()
+            for name, node in snapshot(path, links=self.rig.caps.hardlinks).items()
         }
 
     def committed(self) -> list[Layer]:
