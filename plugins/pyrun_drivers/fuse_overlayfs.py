@@ -17,7 +17,7 @@ import shutil
 from pyrun.errors import TooManyLayers, Unsupported
 from pyrun.storage.contract import Driver, Layer, Verdict
 
-from . import fuse_server
+from . import fuse_links, fuse_server
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ INSTALL = "apt-get install fuse-overlayfs (Debian, Ubuntu), or dnf install fuse-
 _PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin"
 # The server holds a descriptor a layer, and looks a name up in one layer after the other.
 MAX_LAYERS = 500
-_PRIVATE = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "security.selinux")
 
 
 class FuseOverlayfsDriver(Driver):
@@ -65,9 +64,11 @@ class FuseOverlayfsDriver(Driver):
         os.mkdir(f"{dest}/fs", 0o755)
         fd = os.open(f"{dest}/fs", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return blob.unpack(fd, "userxattr")
+            unpacked = blob.unpack(fd, "userxattr")
         finally:
             os.close(fd)
+        fuse_links.record(dest)
+        return unpacked
 
     def prepare(self, layers: Sequence[Layer], dest: str, size: int | None = None) -> None:
         previous = os.umask(0)
@@ -83,7 +84,7 @@ class FuseOverlayfsDriver(Driver):
             os.chown(upper, found.st_uid, found.st_gid)
             os.chmod(upper, found.st_mode & 0o7777)
             for name in os.listxattr(top):
-                if not name.startswith(_PRIVATE):
+                if not name.startswith(fuse_links.PRIVATE):
                     os.setxattr(upper, name, os.getxattr(top, name))
 
     def mount(self, layers: Sequence[Layer], rw: str | None, idmap: int | None = None) -> int:
@@ -96,12 +97,20 @@ class FuseOverlayfsDriver(Driver):
         if not program:
             raise Unsupported(f"{PROGRAM} is not installed any more", hint=INSTALL)
         # Of a layer that an image lists twice, the upper one hides the lower wholly.
-        lowers = list(dict.fromkeys(self._below(f"{layer.path}/fs") for layer in reversed(layers)))
-        options = ["volatile"] if self.options["volatile"] else []
+        paths = list(dict.fromkeys(layer.path for layer in reversed(layers)))
         overlay = fuse_server.Overlay(
-            program, self.env.root, lowers, None if rw is None else self._below(rw), options
+            program,
+            self.env.root,
+            [self._below(f"{path}/fs") for path in paths],
+            None if rw is None else self._below(rw),
+            self._flags(),
         )
-        mount, server = fuse_server.serve(overlay, idmap)
+
+        def mend() -> None:
+            if rw is not None:
+                fuse_links.mend(rw, paths[::-1])
+
+        mount, server = fuse_server.serve(overlay, idmap, mend)
         try:
             for id in [id for id, known in self._servers.items() if known.ended()]:
                 del self._servers[id]
@@ -118,6 +127,11 @@ class FuseOverlayfsDriver(Driver):
         if pidfd is None:
             raise OSError(errno.ENOTCONN, f"the {self.name} server of the mount has ended")
         return pidfd
+
+    def _flags(self) -> list[str]:
+        # A directory's count of links is 1 then, which means "unknown" (find, "-noleaf"): to give it, version 1.10
+        # reads each directory ahead, and shows names again that were deleted in between.
+        return ["static_nlink", *(["volatile"] if self.options["volatile"] else [])]
 
     def _below(self, path: str) -> str:
         return path.removeprefix(self.env.root + "/")

@@ -36,7 +36,7 @@ from pyrun.storage.locks import lock_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import NoReturn
 
 DEVICE = "/dev/fuse"
@@ -154,15 +154,16 @@ class Overlay:
         return [title, "-f", "-o", ",".join(options), f"/dev/fd/{_FUSE_FD}"]
 
 
-def serve(overlay: Overlay, idmap: int | None) -> tuple[int, Server]:
+def serve(overlay: Overlay, idmap: int | None, before: Callable[[], None]) -> tuple[int, Server]:
     """Mount ``overlay``, shown through the user namespace ``idmap`` if given: (detached mount, its server).
 
-    The server answers when this returns. Waits up to ten seconds for a predecessor on the same ``rw`` to end. Raises
-    OSError, or `StorageError` with what the server said.
+    ``before`` is called when no other server is about on ``rw``; waits up to ten seconds for one to end. The new one
+    answers when this returns. Raises OSError, or `StorageError` with what the server said.
     """
     lock = _lock(f"{overlay.root}/{overlay.rw}") if overlay.rw is not None else -1
     device = mount = errors = -1
     try:
+        before()
         device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
         mount = _mount(device, m.MOUNT_ATTR_RDONLY if overlay.rw is None else 0)
         server, errors = _start(overlay, idmap, device, lock)

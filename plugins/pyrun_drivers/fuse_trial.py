@@ -11,7 +11,7 @@ from pyrun.errors import PyrunError
 from pyrun.storage import trial
 from pyrun.storage.contract import Caps, Layer, Verdict
 
-from . import fuse_overlayfs, fuse_server
+from . import fuse_flaws, fuse_links, fuse_overlayfs, fuse_server
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def probe(cls: type[FuseOverlayfsDriver], env: Env, options: Mapping[str, Any]) 
     driver = cls(env, options, Verdict(True, "being tried"))
     try:
         rename_dir, hardlinks = _plain(driver)
+        flaws = _flaws(driver)
     except OSError as error:
         if error.errno in _UNWRITABLE:
             why = f"can't write below {env.root}: {error.strerror}"
@@ -62,12 +63,20 @@ def probe(cls: type[FuseOverlayfsDriver], env: Env, options: Mapping[str, Any]) 
         details.append("directory rename=EXDEV")
     if not hardlinks:
         details.append("names of one file in a layer part when it is written")
+    if flaws:
+        details.append(f"known flaws: {fuse_flaws.summary(flaws)}")
     if idmap:
         details.append(f"no idmapped layers ({idmap})")
     caps = Caps(
         idmap=not idmap, rename_dir=rename_dir, hardlinks=hardlinks, max_layers=fuse_overlayfs.MAX_LAYERS
     )
-    return Verdict(True, "; ".join(details), "", caps)
+    found: dict[str, Any] = {}
+    if flaws:
+        warning = (
+            f"version {_version(program)} has flaws that programs may notice: {fuse_flaws.summary(flaws)}"
+        )
+        found = {"flaws": flaws, "warning": warning}
+    return Verdict(True, "; ".join(details), "", caps, found)
 
 
 def _device() -> Verdict | None:
@@ -110,6 +119,7 @@ def _layer(place: str) -> Layer:
         _write(f"{path}/fs/{name}", b"lower")
     os.link(f"{path}/fs/one", f"{path}/fs/two")
     os.link(f"{path}/fs/one", f"{path}/fs/moved/three")
+    fuse_links.record(path)
     return Layer("sha256:0", path)
 
 
@@ -145,6 +155,23 @@ def _plain(driver: FuseOverlayfsDriver) -> tuple[bool, bool]:
             return renamed, linked and _agree(root, renamed)
         finally:
             os.close(mount)
+
+
+def _flaws(driver: FuseOverlayfsDriver) -> dict[str, str]:
+    with trial.directory(driver.env, driver.name) as place:
+        layers, rw = [Layer("sha256:0", f"{place}/layer")], f"{place}/rw"
+        os.makedirs(f"{place}/layer/fs")
+        fuse_flaws.furnish(f"{place}/layer/fs", driver.env)
+        os.mkdir(rw)
+        driver.prepare(layers, rw)
+        flaws: dict[str, str] = {}
+        for look in (fuse_flaws.live, fuse_flaws.later):
+            mount = driver.mount(layers, rw)
+            try:
+                flaws |= look(f"/proc/self/fd/{mount}", f"{rw}/upper")
+            finally:
+                os.close(mount)
+        return fuse_flaws.excused(flaws, driver.env)
 
 
 def _renamed(root: str) -> bool:

@@ -87,7 +87,9 @@ def fuse(base: Path, mirror: Path, request: pytest.FixtureRequest) -> Iterator[P
 
 
 def test_a_container_runs_in_a_user_namespace_of_its_own(fuse: Pyrun) -> None:
-    script = "cat /proc/self/uid_map; touch /new; chown 7:8 /new; stat -c %u:%g /new /bin; rm /bin/vi; ls /bin"
+    script = (
+        "cat /proc/self/uid_map; touch /new; chown 7:8 /new; stat -c %u:%g /new /bin; rm /bin/vi; ls /bin"
+    )
     said = fuse.sh(script).split()
     assert said[0] == "0" and int(said[1]) >= 0x70000000
     assert said[3:5] == ["7:8", "0:0"]
@@ -160,7 +162,9 @@ def test_the_death_of_pyrun_ends_container_and_server(fuse: Pyrun) -> None:
 
 def test_ten_containers_have_ten_servers_and_leave_none(fuse: Pyrun) -> None:
     runs = [
-        fuse.start("run", "--rm", "--name", f"many{number}", "busybox", "sh", "-c", f"echo {number} >/x; sleep 3")
+        fuse.start(
+            "run", "--rm", "--name", f"many{number}", "busybox", "sh", "-c", f"echo {number} >/x; sleep 3"
+        )
         for number in range(10)
     ]
     wait_for(lambda: len(servers(str(fuse.root))) == 10, "ten servers run at once", 40)
@@ -168,7 +172,9 @@ def test_ten_containers_have_ten_servers_and_leave_none(fuse: Pyrun) -> None:
 
 
 def test_what_a_container_wrote_is_there_when_it_has_ended(fuse: Pyrun) -> None:
-    fuse.ok("run", "--name", "kept", "busybox", "sh", "-c", "head -c 3000000 /dev/urandom >/data; sha256sum /data")
+    fuse.ok(
+        "run", "--name", "kept", "busybox", "sh", "-c", "head -c 3000000 /dev/urandom >/data; sha256sum /data"
+    )
     config = fuse.root / "containers" / json.loads(fuse.ok("inspect", "kept"))[0]["Id"]
     assert (config / "rw/upper/data").stat().st_size == 3000000
     assert (config / "rw/upper/data").stat().st_uid == 0
