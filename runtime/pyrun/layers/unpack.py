@@ -39,10 +39,12 @@ _O_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # What a directory gets that the layer goes through and never lists.
 IMPLIED: Attributes = (0o755, 0, 0, 0, {})
 
-_NODES = {"char": stat.S_IFCHR, "block": stat.S_IFBLK, "fifo": stat.S_IFIFO}
+# Of the types that mknod(2) makes.
+NODES = {"char": stat.S_IFCHR, "block": stat.S_IFBLK, "fifo": stat.S_IFIFO}
 
-_RESERVE = 256 << 20
-_LOOK_AGAIN = 64 << 20
+# What is left free of the file system, for others; and after how many bytes it is looked at again.
+RESERVE = 256 << 20
+LOOK_AGAIN = 64 << 20
 
 
 class Unpacked:
@@ -270,7 +272,7 @@ class _Unpacker:
             os.link(source, entry.base, src_dir_fd=from_fd, dst_dir_fd=to_fd, follow_symlinks=False)
 
     def node(self, entry: Entry, parent: bytes, dirfd: int) -> None:
-        mode = entry.mode | _NODES[entry.type]
+        mode = entry.mode | NODES[entry.type]
         device = os.makedev(entry.devmajor, entry.devminor)
         try:
             try:
@@ -355,14 +357,14 @@ class _Unpacker:
         if self.limits.bytes is not None or fs.f_blocks == 0:
             self.look_at = 1 << 80
             return
-        free = fs.f_bavail * fs.f_frsize - min(_RESERVE, fs.f_blocks * fs.f_frsize // 20)
+        free = fs.f_bavail * fs.f_frsize - min(RESERVE, fs.f_blocks * fs.f_frsize // 20)
         if entry.stored > free:
             raise LayerError(
                 f"layer entry {shown(entry.name)}: {entry.stored} bytes, and the store's file system "
                 f"has {max(free, 0)} left (beside a reserve)",
                 hint="Free some space, or keep the store elsewhere (--root).",
             )
-        self.look_at = self.used + min(_LOOK_AGAIN, free)
+        self.look_at = self.used + min(LOOK_AGAIN, free)
 
     def finish_directories(self) -> list[bytes]:
         """Attributes of directories, the deepest first; returns the implied ones."""
