@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 
 from . import config as configuration
-from .errors import InvalidReference, NotFound, PyrunError, StorageError, UsageError
+from .errors import ConfigError, InvalidReference, NotFound, PyrunError, StorageError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -237,7 +237,16 @@ class Engine:
         store = self._open()
         containers = self._containers()
         id = containers.find(name)
-        image_id = containers.load(id).image_id
+        try:
+            image_id = containers.load(id).image_id
+        except (ConfigError, KeyError, TypeError) as error:
+            if not force:
+                raise ConfigError(
+                    f"the record of container {id[:12]} is damaged",
+                    hint=f"Give it up, with what it wrote: pyrun rm -f {id[:12]}",
+                ) from error
+            containers.remove_damaged(id, store.driver.name, store.remove)
+            return
         containers.remove(id, force=force, remove=store.remove)
         if not any(image.id == image_id for image in self._images().records()):
             # `rmi -f` left the layers to this container: it may have been their last user.
@@ -323,6 +332,7 @@ class Engine:
         from .upkeep.migrate import migrate
 
         done = migrate(self._scene(), to, containers=containers, say=progress)
+        self._store = None  # it was open with the driver of before
         chosen = self._storage or self.config.driver
         if chosen and chosen != to:
             source = "--storage" if self._storage else f"storage.driver in {self.config.path}"

@@ -351,6 +351,31 @@ def test_the_index_for_other_tools_is_written_again(fresh: Pyrun, content: str |
     assert json.loads(path.read_bytes()) == good
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", None])
+def test_the_stores_own_record_is_written_again(fresh: Pyrun, content: str | None) -> None:
+    path = fresh.root / "storage.json"
+    good = json.loads(path.read_bytes())
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    found = check(fresh, code=1)
+    assert found[0]["Kind"] == "store-damaged"
+    assert kinds(repaired(fresh)) == ["store-damaged"]
+    record = json.loads(path.read_bytes())
+    assert (record["driver"], record["version"]) == (good["driver"], good["version"])
+    assert fresh.sh("echo open") == "open\n"
+
+
+def test_a_store_of_another_user_is_refused(fresh: Pyrun) -> None:
+    path = fresh.root / "storage.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "userns": True}))
+    for command in (["check", "--repair"], ["df"], ["prune", "-f"]):
+        done = fresh("system", *command)
+        assert done.returncode == 1
+        assert "was made by an ordinary user and can't be used as root" in done.stderr
+
+
 # --- containers
 
 
@@ -394,6 +419,17 @@ def test_a_container_whose_record_is_damaged_keeps_its_data_and_everything_it_ma
     assert "were not looked for" in done.stderr
     assert (stopped / "rw/upper/file").read_text() == "kept\n"
     (stopped / "config.json").write_bytes(good)
+    assert check(fresh, code=0) == []
+
+
+def test_a_container_whose_record_is_damaged_can_be_given_up(fresh: Pyrun, stopped: Path) -> None:
+    (stopped / "config.json").write_text("{")
+    done = fresh("rm", stopped.name[:12])
+    assert done.returncode == 1
+    assert f"pyrun rm -f {stopped.name[:12]}" in done.stderr
+    assert stopped.exists()
+    fresh.ok("rm", "-f", stopped.name[:12])
+    assert fresh.records() == []
     assert check(fresh, code=0) == []
 
 
@@ -543,3 +579,31 @@ def test_pulls_removals_and_containers_meanwhile_are_never_problems(fresh: Pyrun
     assert rounds > 0
     check(fresh, "--repair", code=0)
     assert check(fresh, code=0) == []
+
+
+@pytest.mark.parametrize("driver", ["erofs", "fuse-overlayfs"])
+def test_content_that_changed_is_found_in_a_drivers_own_form(
+    fresh: Pyrun, registry: Registry, driver: str
+) -> None:
+    """Whatever a driver makes of a layer, a byte of it that changed shows when it is compared deeply."""
+    needle = os.urandom(5000)
+    registry.push_image("check/native", "latest", [tar({"etc": None, "etc/needle": needle})])
+    done = fresh("pull", "-q", "--storage", driver, "check/native")
+    if "can't be used" in done.stderr:
+        pytest.skip(f"needs the storage driver {driver}: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    assert check(fresh, "--deep", code=0) == []
+    (victim,) = [
+        path
+        for path in (fresh.root / "layers" / driver).rglob("*")
+        if path.is_file() and needle in path.read_bytes()
+    ]
+    st = victim.stat()
+    flip(victim, victim.read_bytes().index(needle) + 100)
+    os.utime(victim, ns=(st.st_atime_ns, st.st_mtime_ns))
+    assert check(fresh, code=0) == []
+    (problem,) = check(fresh, "--deep", code=1)
+    assert problem["Kind"] == "layer-damaged"
+    assert "content changed" in problem["Problem"]
+    repaired(fresh, "--deep")
+    assert needle in victim.read_bytes()

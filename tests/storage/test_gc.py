@@ -111,6 +111,14 @@ def test_layers_that_mend_a_stack_live_as_long_as_the_stack(fresh: Pyrun, regist
     assert list((fresh.root / "layers/overlay/.mended").glob("*")) == []
 
 
+def test_what_somebody_put_among_the_layers_by_hand_stops_nothing(fresh: Pyrun) -> None:
+    (fresh.root / "layers/notes.txt").write_text("mine")
+    (fresh.root / "layers/overlay/not.a.layer").mkdir()
+    fresh.ok("rmi", "busybox")
+    assert layer_names(fresh, "overlay") == set()
+    assert (fresh.root / "layers/notes.txt").exists()
+
+
 def test_a_lease_keeps_a_layer_until_its_holder_is_dead(fresh: Pyrun, registry: Registry) -> None:
     pushed = registry.push_image("gc/leased", "latest", [tar({"a": b"1"})])
     fresh.ok("pull", "-q", "gc/leased")

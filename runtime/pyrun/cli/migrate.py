@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from . import options as shared
 from .output import warn, write
 from .session import session
 from .system import Quiet, progress
@@ -13,7 +14,7 @@ from .system import Quiet, progress
 
 def migrate(
     context: typer.Context,
-    to: Annotated[str, typer.Argument(metavar="DRIVER")],
+    to: Annotated[str, typer.Argument(metavar="DRIVER", autocompletion=shared.complete_driver)],
     without_containers: Annotated[
         bool,
         typer.Option(

@@ -259,6 +259,26 @@ class Containers:
         finally:
             os.close(lock)
 
+    def remove_damaged(self, id: str, driver: str, remove: Callable[[str, str], None]) -> None:
+        """Remove a container whose record can't be read, and kill what it runs. ``driver`` is taken for the one
+        that made it. Raises `Conflict` where somebody has it in hand."""
+        lock = lock_directory(f"{self.directory}/{id}")
+        if lock is None:
+            raise Conflict(f"the container {id[:12]} is in use", hint="End the pyrun that runs it first.")
+        try:
+            self._kill(id)
+            names = [name for name in os.listdir(f"{self.root}/names") if self._owns(id, name)]
+            self.discard(id, names[0] if names else id, driver, remove)
+        finally:
+            os.close(lock)
+
+    def _owns(self, id: str, name: str) -> bool:
+        try:
+            with open(f"{self.root}/names/{name}") as file:
+                return file.read() == id
+        except OSError:
+            return False
+
     # --- after a crash
 
     def lost(self) -> list[str]:

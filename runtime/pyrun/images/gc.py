@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ..errors import Conflict, NotFound, StorageError
+from ..errors import Conflict, LayerError, NotFound, StorageError
 from ..storage import failpoints, leases, mend
 from ..storage.layers import LayerStore
 from ..storage.shelves import Shelves
@@ -161,7 +161,7 @@ def sweep(
     for layers in shelves.all():
         name = layers.driver.name
         for key in list(layers.keys()):
-            if key not in live.layers[name]:
+            if key not in live.layers[name] and _is_key(layers, key):
                 failpoints.reach("gc.layer")
                 done.freed += measure(layers, key)
                 layers.remove(key)
@@ -178,6 +178,15 @@ def sweep(
     content.sweep()
     failpoints.reach("gc.end")
     return done
+
+
+def _is_key(layers: LayerStore, key: str) -> bool:
+    """Whether it is a layer's; anything may have been put there by hand, and is left to `pyrun system check`."""
+    try:
+        layers.path(key)
+    except LayerError:
+        return False
+    return True
 
 
 def remove_layer(

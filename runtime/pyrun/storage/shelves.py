@@ -47,8 +47,9 @@ class Shelves:
 
     def names(self) -> list[str]:
         """The drivers that have a directory here, and the one in use."""
+        place = f"{self.root}/layers"
         try:
-            found = {name for name in os.listdir(f"{self.root}/layers") if not name.startswith(".")}
+            found = {n for n in os.listdir(place) if not n.startswith(".") and os.path.isdir(f"{place}/{n}")}
         except FileNotFoundError:
             found = set()
         if self.current is not None:

@@ -151,11 +151,21 @@ def _kept(verdict: Verdict, key: str) -> dict[str, Any]:
     }
 
 
+def new_record(env: Env) -> dict[str, Any]:
+    """What storage.json holds before anything is known."""
+    return {"version": VERSION, "driver": "", "userns": env.userns, "entries": {}, "verdicts": {}}
+
+
+def check_record(env: Env) -> None:
+    """Raises `ConfigError` for a store of another version, or of somebody else."""
+    _read(env.root, env)
+
+
 def _read(root: str, env: Env) -> dict[str, Any]:
     try:
         record = records.read(f"{root}/storage.json")
     except FileNotFoundError:
-        return {"version": VERSION, "driver": "", "userns": env.userns, "entries": {}, "verdicts": {}}
+        return new_record(env)
     if not isinstance(record, dict) or record.get("version") != VERSION:
         raise ConfigError(
             f"the store {root} is of another version of pyrun", hint="Use another store with --root DIR."

@@ -14,6 +14,7 @@ from ..storage.locks import Lock, SharedLock
 from .check_containers import check_containers
 from .check_content import check_blobs, check_images, check_index
 from .check_layers import LayerCheck
+from .check_store import check_store
 from .problems import Checked, Problem
 from .rubbish import check_orphans, check_rubbish
 from .scene import Scene, origins
@@ -34,15 +35,18 @@ def check(
     if not lock.acquire(wait=False):
         raise Conflict("another repair or migration of this store is going on", hint="Wait until it is done.")
     try:
+        first = check_store(scene)
+        _repair(first, say)  # the rest can be looked at with it only
         checked = _look(scene, deep, say)
         _repair(checked.problems, say)
+        checked.problems[:0] = [problem for problem in first if not problem.left]
         return checked
     finally:
         lock.release()
 
 
 def _look(scene: Scene, deep: bool, say: Callable[[str], None]) -> Checked:
-    done = Checked()
+    done = Checked(check_store(scene))
     with SharedLock(f"{scene.root}/locks/store"):
         images = scene.images.records()
         known = origins(images)

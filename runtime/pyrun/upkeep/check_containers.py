@@ -41,7 +41,10 @@ def check_containers(scene: Scene, known: dict[str, Origin]) -> tuple[list[Conta
 
 
 def _unreadable(scene: Scene, id: str, what: str) -> Problem:
-    return Problem("container-damaged", id[:12], f"{what}; its data is in {scene.containers.directory}/{id}")
+    where = f"{scene.containers.directory}/{id}"
+    return Problem(
+        "container-damaged", id[:12], f"{what}; its data is in {where}; pyrun rm -f {id[:12]} gives it up"
+    )
 
 
 def _one(scene: Scene, container: Container, known: dict[str, Origin]) -> list[Problem]:

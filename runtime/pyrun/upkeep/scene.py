@@ -11,6 +11,7 @@ from ..images.local import ImageStore
 from ..storage import records
 from ..storage.layers import LayerStore, chain_id
 from ..storage.shelves import Shelves, remover
+from ..storage.store import check_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,10 @@ class Scene:
         self.env = env
         self.root = env.root
         self.state = state
+        self.damaged = damage_of_record(env.root)
+        if not self.damaged:
+            check_record(env)
+        self.configured = selected
         self.recorded = recorded_driver(env.root)
         self.selected = selected or self.recorded
         self.images = ImageStore(env.root)
@@ -50,6 +55,13 @@ class Scene:
         if isinstance(found, PyrunError):
             raise found
         return found
+
+    def look_again(self) -> None:
+        """The store's record was changed."""
+        self.damaged = damage_of_record(self.root)
+        self.recorded = recorded_driver(self.root)
+        self.selected = self.configured or self.recorded
+        self._stores.clear()
 
     def usable(self, driver: str) -> Store | None:
         try:
@@ -76,6 +88,37 @@ def recorded_driver(root: str) -> str:
         return str(records.read(f"{root}/storage.json")["driver"])
     except (OSError, PyrunError, KeyError, TypeError):
         return ""
+
+
+def damage_of_record(root: str) -> str:
+    """What is wrong with the store's own record; "" where nothing is. One that is missing from a store with
+    layers or containers is, for the next command would choose a driver anew."""
+    try:
+        record = records.read(f"{root}/storage.json")
+        if isinstance(record["driver"], str) and isinstance(record["userns"], bool) and "version" in record:
+            return ""
+        return "it is damaged"
+    except FileNotFoundError:
+        kept = drivers_with_layers(root) or os.listdir(f"{root}/containers")
+        return "it is missing" if kept else ""
+    except OSError as error:
+        return f"it can't be read: {error.strerror}"
+    except (PyrunError, KeyError, TypeError):
+        return "it is damaged"
+
+
+def drivers_with_layers(root: str) -> dict[str, int]:
+    """How many layers each driver has that has any."""
+    found = {}
+    for name in os.listdir(f"{root}/layers"):
+        try:
+            keys = os.listdir(f"{root}/layers/{name}")
+        except NotADirectoryError:
+            continue
+        count = sum(os.path.exists(f"{root}/layers/{name}/{key}/meta.json") for key in keys)
+        if count:
+            found[name] = count
+    return found
 
 
 class Origin:
