@@ -15,8 +15,10 @@ import pytest
 
 from .pyrun import wait_for
 
-ACCOUNT = "pyruntest"
-FIRST = 1_400_000_000  # a range that no distribution gives out by itself
+# Of this run alone, so that two runs on one host don't meet.
+_NUMBER = os.getpid() % 1000
+ACCOUNT = f"pyruntest{_NUMBER:03}"
+FIRST = 1_400_000_000 + _NUMBER * 65536  # of a range that no distribution gives out by itself
 
 # /dev/fuse and /dev/net/tun as every user may open them on an ordinary host, in a mount namespace of the command's
 # own: on this one they may be 0600, and nothing of the machine is changed.
