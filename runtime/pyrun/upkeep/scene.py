@@ -48,6 +48,12 @@ class Scene:
         found = self._stores.get(driver)
         if found is None:
             try:
+                if self.damaged:
+                    # Opening would write a record that says the store was made with this driver.
+                    raise StorageError(
+                        f"the record {self.root}/storage.json can't be used: {self.damaged}",
+                        hint="pyrun system check --repair sets it right.",
+                    )
                 found = self._opener(driver)
             except PyrunError as error:
                 found = error
