@@ -15,13 +15,14 @@ import os
 import shutil
 
 from pyrun.errors import TooManyLayers, Unsupported
-from pyrun.storage.contract import Driver, Layer, Verdict
+from pyrun.storage.changes import compare
+from pyrun.storage.contract import Change, Driver, Layer, Verdict
 
-from . import fuse_links, fuse_server
+from . import fuse_covers, fuse_links, fuse_notes, fuse_server
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any, ClassVar
 
     from pyrun.layers.unpack import Unpacked
@@ -67,7 +68,7 @@ class FuseOverlayfsDriver(Driver):
             unpacked = blob.unpack(fd, "userxattr")
         finally:
             os.close(fd)
-        fuse_links.record(dest)
+        fuse_notes.record(dest)
         return unpacked
 
     def prepare(self, layers: Sequence[Layer], dest: str, size: int | None = None) -> None:
@@ -84,7 +85,7 @@ class FuseOverlayfsDriver(Driver):
             os.chown(upper, found.st_uid, found.st_gid)
             os.chmod(upper, found.st_mode & 0o7777)
             for name in os.listxattr(top):
-                if not name.startswith(fuse_links.PRIVATE):
+                if not name.startswith(fuse_notes.PRIVATE):
                     os.setxattr(upper, name, os.getxattr(top, name))
 
     def mount(self, layers: Sequence[Layer], rw: str | None, idmap: int | None = None) -> int:
@@ -106,11 +107,15 @@ class FuseOverlayfsDriver(Driver):
             self._flags(),
         )
 
-        def mend() -> None:
+        def covers() -> list[tuple[int, bytes]]:
+            """Called when no server is about on ``rw``. By numbers as the server has them: from the top."""
+            upwards = paths[::-1]
             if rw is not None:
-                fuse_links.mend(rw, paths[::-1])
+                fuse_links.mend(rw, upwards)
+            found = fuse_covers.covers(upwards, f"{rw}/upper" if rw is not None else None)
+            return [(len(paths) - 1 - at, name) for at, name in found]
 
-        mount, server = fuse_server.serve(overlay, idmap, mend)
+        mount, server = fuse_server.serve(overlay, idmap, covers)
         try:
             for id in [id for id, known in self._servers.items() if known.ended()]:
                 del self._servers[id]
@@ -119,6 +124,23 @@ class FuseOverlayfsDriver(Driver):
             os.close(mount)
             raise
         return mount
+
+    def changes(
+        self, layers: Sequence[Layer], rw: str, view: int, idmap: int | None = None
+    ) -> Iterator[Change]:
+        """The two views compared, but for what directories hide that were deleted and made again: a server may find
+        that by name for as long as it runs. What is on disk tells."""
+        below = self.mount(layers, None, idmap)
+        try:
+            deleted = set(fuse_covers.deleted(f"{rw}/upper", below))
+            if not deleted:
+                yield from compare(below, view)
+                return
+            found = [Change(name, "delete") for name in deleted]
+            found += [change for change in compare(below, view) if not _within(change.path, deleted)]
+            yield from sorted(found, key=lambda change: change.path.split(b"/"))
+        finally:
+            os.close(below)
 
     def server(self, mount: int) -> int | None:
         """A pidfd that is ready to read once the mount is served no more. Raises OSError where it isn't now."""
@@ -135,6 +157,11 @@ class FuseOverlayfsDriver(Driver):
 
     def _below(self, path: str) -> str:
         return path.removeprefix(self.env.root + "/")
+
+
+def _within(path: bytes, names: set[bytes]) -> bool:
+    """Whether ``path`` is one of ``names`` or lies below one."""
+    return path in names or any(path[:at] in names for at, byte in enumerate(path) if byte == 0x2F)
 
 
 def find_program() -> str:

@@ -47,7 +47,8 @@ _CAPABILITIES = (0, 1, 3, 4, 21, 27, 31)
 # Where the tmpfs hides something that the server needs nothing of; in its own mount namespace only.
 _PLACES = ("/tmp", "/mnt", "/run", "/sys")
 _PATIENCE = 10.0  # seconds that a predecessor on the same writable directory may take to end
-_FUSE_FD, _LOCK_FD = 3, 4
+_FUSE_FD = 3
+_O_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Server:
@@ -132,7 +133,7 @@ class Overlay:
     options  further options of fuse-overlayfs, e.g. ["volatile"]
     """
 
-    __slots__ = ("lowers", "options", "program", "root", "rw")
+    __slots__ = ("covers", "lowers", "options", "program", "root", "rw")
 
     def __init__(
         self, program: str, root: str, lowers: Sequence[str], rw: str | None, options: Sequence[str] = ()
@@ -142,6 +143,7 @@ class Overlay:
         self.lowers = lowers
         self.rw = rw
         self.options = options
+        self.covers: list[tuple[int, bytes]] = []
 
     @property
     def arguments(self) -> list[str]:
@@ -154,16 +156,19 @@ class Overlay:
         return [title, "-f", "-o", ",".join(options), f"/dev/fd/{_FUSE_FD}"]
 
 
-def serve(overlay: Overlay, idmap: int | None, before: Callable[[], None]) -> tuple[int, Server]:
+def serve(
+    overlay: Overlay, idmap: int | None, covers: Callable[[], list[tuple[int, bytes]]]
+) -> tuple[int, Server]:
     """Mount ``overlay``, shown through the user namespace ``idmap`` if given: (detached mount, its server).
 
-    ``before`` is called when no other server is about on ``rw``; waits up to ten seconds for one to end. The new one
-    answers when this returns. Raises OSError, or `StorageError` with what the server said.
+    ``covers`` is called when no other server is about on ``rw``; waits up to ten seconds for one to end. It returns
+    (number of a lower layer, name of a directory in it) of what the server is to find empty. The server answers when
+    this returns. Raises OSError, or `StorageError` with what the server said.
     """
     lock = _lock(f"{overlay.root}/{overlay.rw}") if overlay.rw is not None else -1
     device = mount = errors = -1
     try:
-        before()
+        overlay.covers = covers()
         device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
         mount = _mount(device, m.MOUNT_ATTR_RDONLY if overlay.rw is None else 0)
         server, errors = _start(overlay, idmap, device, lock)
@@ -362,8 +367,11 @@ def _attach(overlay: Overlay, idmap: int | None, owner: tuple[int, int]) -> None
     for number, lower in enumerate(overlay.lowers):
         _clone(root, lower, str(number), idmap, m.MOUNT_ATTR_RDONLY)
     if not overlay.lowers:
-        os.mkdir("empty", 0o755)
-        os.chown("empty", *owner)
+        _empty("empty", owner)
+    for count, (number, name) in enumerate(overlay.covers):
+        # Each an own one: the server tells directories apart by their inodes.
+        _empty(f"empty{count}", owner)
+        _cover(str(number), name, f"empty{count}")
     if overlay.rw is not None:
         _clone(root, overlay.rw, "rw", idmap, 0)
     os.close(root)
@@ -379,6 +387,29 @@ def _clone(root: int, source: str, name: str, idmap: int | None, attributes: int
         m.move_mount(tree, m.AT_FDCWD, name)
     finally:
         os.close(tree)
+
+
+def _empty(name: str, owner: tuple[int, int]) -> None:
+    os.mkdir(name, 0o755)
+    os.chown(name, *owner)
+
+
+def _cover(layer: str, name: bytes, empty: str) -> None:
+    """Mount the directory ``empty`` over the directory ``name`` of ``layer``, if it isn't covered already."""
+    fd = os.open(layer, _O_DIRECTORY)
+    try:
+        for part in name.split(b"/"):
+            try:
+                below = os.open(part, _O_DIRECTORY, dir_fd=fd)
+            except FileNotFoundError:
+                return  # what it is in was covered
+            os.close(fd)
+            fd = below
+        tree = m.open_tree(m.AT_FDCWD, empty)
+        m.move_mount(tree, fd)
+        os.close(tree)
+    finally:
+        os.close(fd)
 
 
 def _drop_privileges(owner: tuple[int, int], *, namespaced: bool) -> None:

@@ -11,7 +11,7 @@ from pyrun.errors import PyrunError
 from pyrun.storage import trial
 from pyrun.storage.contract import Caps, Layer, Verdict
 
-from . import fuse_flaws, fuse_links, fuse_overlayfs, fuse_server
+from . import fuse_flaws, fuse_notes, fuse_overlayfs, fuse_server
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def probe(cls: type[FuseOverlayfsDriver], env: Env, options: Mapping[str, Any]) 
         warning = (
             f"version {_version(program)} has flaws that programs may notice: {fuse_flaws.summary(flaws)}"
         )
-        found = {"flaws": flaws, "warning": warning}
+        found = {"flaws": fuse_flaws.by_case(flaws, env), "warning": warning}
     return Verdict(True, "; ".join(details), "", caps, found)
 
 
@@ -119,7 +119,7 @@ def _layer(place: str) -> Layer:
         _write(f"{path}/fs/{name}", b"lower")
     os.link(f"{path}/fs/one", f"{path}/fs/two")
     os.link(f"{path}/fs/one", f"{path}/fs/moved/three")
-    fuse_links.record(path)
+    fuse_notes.record(path)
     return Layer("sha256:0", path)
 
 
@@ -157,21 +157,21 @@ def _plain(driver: FuseOverlayfsDriver) -> tuple[bool, bool]:
             os.close(mount)
 
 
-def _flaws(driver: FuseOverlayfsDriver) -> dict[str, str]:
+def _flaws(driver: FuseOverlayfsDriver) -> list[fuse_flaws.Flaw]:
     with trial.directory(driver.env, driver.name) as place:
         layers, rw = [Layer("sha256:0", f"{place}/layer")], f"{place}/rw"
         os.makedirs(f"{place}/layer/fs")
         fuse_flaws.furnish(f"{place}/layer/fs", driver.env)
         os.mkdir(rw)
         driver.prepare(layers, rw)
-        flaws: dict[str, str] = {}
+        flaws: list[fuse_flaws.Flaw] = []
         for look in (fuse_flaws.live, fuse_flaws.later):
             mount = driver.mount(layers, rw)
             try:
-                flaws |= look(f"/proc/self/fd/{mount}", f"{rw}/upper")
+                flaws += look(f"/proc/self/fd/{mount}", f"{rw}/upper")
             finally:
                 os.close(mount)
-        return fuse_flaws.excused(flaws, driver.env)
+        return flaws
 
 
 def _renamed(root: str) -> bool:
