@@ -135,7 +135,7 @@ class Mounts:
     # --- other processes
 
     def _tell(self) -> None:
-        """Write which mounts we keep, one a line: fd, device, identity of the index, layer."""
+        """Write which mounts we keep, one a line: fd, device, and which index of which layer."""
         global _number
         if self._told_by != os.getpid():
             # A forked child's copy of the file is its parent's.
@@ -149,7 +149,7 @@ class Mounts:
                 self._told = -1
             return
         lines = [
-            f"{fd} {os.fstat(fd).st_dev} {identity} {os.path.basename(path)}\n"
+            f"{fd} {os.fstat(fd).st_dev}/{identity}/{os.path.basename(path)}\n"
             for path, (fd, identity) in self._kept.items()
         ]
         try:
@@ -157,6 +157,8 @@ class Mounts:
                 _number += 1
                 self._told_by, self._told_as = os.getpid(), _number
                 os.makedirs(self._place, mode=0o700, exist_ok=True)
+                for file in os.listdir(self._place)[:_LOOKED_AT]:
+                    self._read(file)
                 self._told = _locked(self._path())
             os.ftruncate(self._told, 0)
             os.pwrite(self._told, "".join(lines).encode(), 0)
@@ -169,7 +171,7 @@ class Mounts:
 
     def _of_others(self, path: str, identity: str) -> int | None:
         """A clone of a living process's mount of the layer ``path``."""
-        for pid, fd, device in self._others(f"{identity} {os.path.basename(path)}"):
+        for pid, fd, device in self._others(f"{identity}/{os.path.basename(path)}"):
             try:
                 found = os.open(f"/proc/{pid}/fd/{fd}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError:
@@ -185,28 +187,33 @@ class Mounts:
         return None
 
     def _others(self, layer: str) -> Iterator[tuple[int, int, int]]:
-        """(pid, fd, device) of mounts of ``layer``, an identity and a name. Files of dead processes are removed
-        on the way."""
+        """(pid, fd, device) of mounts of ``layer``, an index's identity and a name."""
         try:
             found = os.listdir(self._place)
         except FileNotFoundError:
             return
         for file in found[:_LOOKED_AT]:
-            try:
-                fd = os.open(f"{self._place}/{file}", _O_READ)
-            except OSError:
-                continue
-            try:
-                if _unlocked(fd):
-                    _unlink(f"{self._place}/{file}")
-                    continue
-                text = os.read(fd, 1 << 16).decode(errors="replace")
-            finally:
-                os.close(fd)
-            for line in text.splitlines():
-                words = line.split(" ", 2)
-                if words[2:] == [layer] and words[0].isdecimal() and words[1].isdecimal():
-                    yield int(file.partition(".")[0]), int(words[0]), int(words[1])
+            pid = file.partition(".")[0]
+            for line in self._read(file).splitlines():
+                numbers, _, what = line.partition("/")
+                words = [pid, *numbers.split()]
+                if what == layer and len(words) == 3 and all(word.isdecimal() for word in words):
+                    yield int(pid), int(words[1]), int(words[2])
+
+    def _read(self, file: str) -> str:
+        """What a living process tells in ``file``; one of a dead process is removed."""
+        path = f"{self._place}/{file}"
+        try:
+            fd = os.open(path, _O_READ)
+        except OSError:
+            return ""
+        try:
+            if not _unlocked(fd):
+                return os.read(fd, 1 << 16).decode(errors="replace")
+        finally:
+            os.close(fd)
+        _unlink(path)
+        return ""
 
 
 def _identity(path: str) -> str:
