@@ -126,22 +126,30 @@ def nothing_left(root: str, patience: float = 10) -> Iterator[None]:
     before, mounted = child_processes(), mounts(root)
     set_child_subreaper(True)
     try:
-        yield
-        left: dict[int, str] = {}
-        deadline = time.monotonic() + patience
-        while True:
-            left = {pid: _command(pid) for pid in child_processes() - before if not _reaped(pid)}
-            if not left or time.monotonic() > deadline:
-                break
-            time.sleep(0.01)
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-        assert not left, f"processes were left: {left}"
-        assert mounts(root) == mounted
+        try:
+            yield
+        finally:
+            left = _outlived(before, patience)
     finally:
         set_child_subreaper(False)
+    assert not left, f"processes were left: {left}"
+    assert mounts(root) == mounted
+
+
+def _outlived(before: set[int], patience: float) -> dict[int, str]:
+    """Children that are not among ``before`` and don't end in ``patience`` seconds, which are killed: pid and
+    command."""
+    deadline = time.monotonic() + patience
+    while True:
+        left = {pid: _command(pid) for pid in child_processes() - before if not _reaped(pid)}
+        if not left or time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    return left
 
 
 def _reaped(pid: int) -> bool:
