@@ -312,7 +312,12 @@ class _Bench:
             if fresh and disk is not None:
                 disk.unmount()
                 disk.mount()
-            return call(lambda: work(Rig(subject.driver, root, subject.options)), seconds=_SECONDS)
+            try:
+                return call(lambda: work(Rig(subject.driver, root, subject.options)), seconds=_SECONDS)
+            except StorageError as error:
+                raise StorageError(
+                    f"measuring {subject.driver.name} failed ({name}): {error.message}", hint=error.hint
+                ) from error
 
         found = phase("unpack", self._unpack, fresh=False)
         values: dict[str, float] = {"unpack": found["unpack"]}

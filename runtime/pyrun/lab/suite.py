@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import NotFound, StorageError, Unsupported
+from ..kernel import mount as m
+from ..kernel.process import CLONE_NEWNS, unshare
 from ..layers.remove import remove_tree
 from ..storage.contract import Driver, Env, typed_options
 from ..storage.guard import verdict_of
@@ -135,6 +137,9 @@ def _pytest(what: Subject, place: str, chaos: bool, arguments: Sequence[str]) ->
 
     global _subject
     _subject = what
+    # What others mount meanwhile is none of the cases' business.
+    unshare(CLONE_NEWNS)
+    m.mount(None, b"/", None, m.MS_REC | m.MS_PRIVATE)
     # A driver's name may have dashes; a class's may not.
     title = "".join(part.capitalize() for part in what[0].name.replace("_", "-").split("-"))
     with open(f"{place}/test_{title.lower()}.py", "w") as file:

@@ -499,8 +499,13 @@ class LayerCases:
             os.chmod(f"{root}/old", 0o640)
             if not rig.env.userns:
                 os.mknod(f"{root}/null", stat.S_IFCHR | 0o600, os.makedev(1, 3))
-            with socket.socket(socket.AF_UNIX) as listener:
-                listener.bind(f"{root}/socket")
+            directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                with socket.socket(socket.AF_UNIX) as listener:
+                    # A socket's address holds 107 bytes, and the root may be anywhere.
+                    listener.bind(f"/proc/self/fd/{directory}/socket")
+            finally:
+                os.close(directory)
             assert stat.S_ISSOCK(os.lstat(f"{root}/socket").st_mode)
 
         tree = changed(rig, make, tar(Fifo("old", 0o600)))
