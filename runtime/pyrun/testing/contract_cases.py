@@ -415,11 +415,11 @@ class ContractCases:
     @pytest.mark.parametrize(
         "name", ["colon:comma,back\\slash", "new\nline", "sp ace 'q\" %41 $x", "ü", "-o,x=y"]
     )
-    def test_14_a_store_may_lie_at_a_path_of_any_characters(self, place: str, name: str) -> None:
-        self._works_at(f"{place}/{name}/{name}")
+    def test_14_a_store_may_lie_at_a_path_of_any_characters(self, rig: Rig, name: str) -> None:
+        self._works_at(f"{rig.root}/{name}/{name}")
 
-    def test_14a_a_store_may_lie_at_a_long_path(self, place: str) -> None:
-        self._works_at("/".join([place, *["l" * 200] * 5]))
+    def test_14a_a_store_may_lie_at_a_long_path(self, rig: Rig) -> None:
+        self._works_at("/".join([rig.root, *["l" * 200] * 5]))
 
     def _works_at(self, root: str) -> None:
         before = _mountinfo()

@@ -56,7 +56,7 @@ class StoreFixtures:
             rig = Rig(self.driver, place, self.options, verdict=_verdicts.get(key))
             _verdicts[key] = rig.verdict
         except Unusable as unusable:
-            reason = str(unusable) + (f" ({unusable.hint})" if unusable.hint else "")
+            reason = unusable.message + (f" ({unusable.hint})" if unusable.hint else "")
             if self.must_work:
                 pytest.fail(reason, pytrace=False)
             pytest.skip(reason)
