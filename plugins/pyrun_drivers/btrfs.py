@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import suppress
-from errno import EDQUOT, ENOSPC, ENOTEMPTY, EPERM, EROFS
+from errno import EDQUOT, EINVAL, ENOSPC, ENOTCONN, ENOTEMPTY, EPERM, EROFS
 
-from pyrun.errors import PyrunError
+from pyrun.errors import PyrunError, Unsupported
 from pyrun.kernel import btrfs
 from pyrun.kernel import mount as m
 from pyrun.layers.dirs import Directories
@@ -32,6 +32,8 @@ _FIX = (
     "Put the store on a btrfs file system with --root DIR, or make one: truncate -s 20G FILE; mkfs.btrfs FILE; "
     "mount -o loop FILE DIR."
 )
+# What the kernel says to a limit where quotas are not enabled: before and since Linux 5.9.
+_NO_QUOTAS = (EINVAL, ENOTCONN)
 _KINDS = {
     0xEF53: "ext4",
     0x58465342: "xfs",
@@ -92,6 +94,13 @@ class BtrfsDriver(Driver):
             fd = os.open(f"{dest}/fs", trees.O_DIRECTORY)
             try:
                 btrfs.limit(fd, size)
+            except OSError as error:
+                if error.errno not in _NO_QUOTAS:
+                    raise
+                raise Unsupported(
+                    "quotas are no longer enabled on the store's file system, so no container's size can be limited",
+                    hint=f"Turn them on: btrfs quota enable {self.env.root}",
+                ) from error
             finally:
                 os.close(fd)
 
@@ -237,11 +246,12 @@ def _trial(env: Env) -> tuple[str, str]:
                 fds.append(os.open(f"{place}/snapshot", trees.O_DIRECTORY))
                 btrfs.limit(fds[2], 1 << 30)
             except OSError as error:
-                unlimited = (
-                    "no quotas (rootless)"
-                    if error.errno == EPERM
-                    else "no quotas (btrfs quota enable turns them on)"
-                )
+                if error.errno == EPERM:
+                    unlimited = "no quotas (rootless)"
+                elif error.errno in _NO_QUOTAS:
+                    unlimited = "no quotas (btrfs quota enable turns them on)"
+                else:
+                    unlimited = f"no quotas ({error.strerror})"
             fds.append(trees.detached(f"{place}/snapshot", readonly=True, idmap=None))
         finally:
             for fd in fds:

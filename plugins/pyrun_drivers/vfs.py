@@ -30,11 +30,11 @@ _FICLONE = 0x40049409  # linux/fs.h
 _BTRFS_SUPER_MAGIC = 0x9123683E
 
 _COPIES = (
-    "vfs copies: every layer and every container is a full copy of all files, so an image of N layers takes up "
+    "every layer and every container is a full copy of all files, so an image of N layers takes up "
     "to N times its space, each container once more, and as much time to write it"
 )
 _REFLINKS = (
-    "vfs copies: every layer and every container has all files of its own; their blocks are shared here "
+    "every layer and every container has all files of its own; their blocks are shared here "
     "(reflinks), so the cost is time and metadata for each file, not space for its content"
 )
 

@@ -167,6 +167,29 @@ def test_quota_ends_what_a_container_writes_and_not_what_its_image_has() -> None
         assert [line.split()[0] for line in shown.stdout.splitlines()[2:]] == ["0/5"]
 
 
+def test_a_size_is_refused_until_quotas_are_enabled_and_again_when_they_are_not(mirror: Path) -> None:
+    with new_disk("commit=1") as disk:
+        pyrun = Pyrun(
+            Path(disk, "store"), Path(disk, "state"), env={"CONTAINERS_REGISTRIES_CONF": str(mirror)}
+        )
+        pyrun.ok("pull", "-q", "--storage", "btrfs", "busybox")
+        write = ["busybox", "sh", "-c", "dd if=/dev/urandom of=/file bs=64k count=64 conv=fsync"]
+        done = pyrun("run", "--rm", "--storage-opt", "size=2m", *write)
+        assert done.returncode == 125
+        assert "no quotas (btrfs quota enable turns them on)" in done.stderr
+        subprocess.run(["btrfs", "quota", "enable", disk], check=True)
+        done = pyrun("run", "--rm", "--storage-opt", "size=2m", *write)
+        assert done.returncode == 1
+        assert "quota" in done.stderr.lower()
+        assert pyrun("run", "--rm", "--storage-opt", "size=8m", *write).returncode == 0
+        subprocess.run(["btrfs", "quota", "disable", disk], check=True)
+        done = pyrun("run", "--rm", "--storage-opt", "size=2m", *write)
+        assert done.returncode not in (0, 1)
+        assert "quotas are no longer enabled" in done.stderr
+        assert f"btrfs quota enable {disk}" in done.stderr
+        assert pyrun.records() == []
+
+
 def fill(path: str, megabytes: int) -> None:
     with open(path, "wb", buffering=0) as file:
         for _ in range(megabytes):

@@ -99,6 +99,8 @@ def check(
             hint='Run with --userns=host, or set userns = "host" under [run] in the configuration.',
         )
     if size is not None and not store.driver.verdict.caps.quota:
+        store.look_again()
+    if size is not None and not store.driver.verdict.caps.quota:
         raise Unsupported(
             f"the storage driver {store.driver.name} can't limit the size of a container here "
             f"({store.driver.verdict.why})",

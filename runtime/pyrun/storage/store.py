@@ -85,6 +85,20 @@ class Store:
                 return found.driver
         return None
 
+    def look_again(self) -> None:
+        """Probe the driver anew and record what it says: the host may have changed since it was asked last, e.g.
+        quotas been turned on. Where it can't be used at all any more, nothing changes here."""
+        driver = self.driver.inner
+        verdict = verdict_of(type(driver), self.env, driver.options)
+        if not verdict.ok:
+            return
+        driver.verdict = self.driver.verdict = verdict
+        with Lock(f"{self.root}/locks/storage"):
+            record = _read(self.root, self.env)
+            key = _probe_key(type(driver), self.env, driver.options)
+            record["verdicts"][driver.name] = _kept(verdict, key)
+            records.write(f"{self.root}/storage.json", record)
+
     def remove(self, path: str, driver: str) -> None:
         """Remove a directory that ``driver`` made; by plain deletion where that driver is gone."""
         cls = self.other(driver)
@@ -204,7 +218,13 @@ def open_store(
     if driver is not None:
         given = typed_options(driver, options.get(driver.name, {}))
         verdict = _cached(record, driver, _probe_key(driver, env, given))
-    if driver is None or verdict is None or not verdict.ok or not record["driver"]:
+    if (
+        driver is None
+        or verdict is None
+        or not verdict.ok
+        or not record["driver"]
+        or _lacking(verdict, require)
+    ):
         # A mistyped `--storage-opt` shows even when the name is chosen anew.
         plugins = _plugins()
         driver, verdict, given = _select(env, wanted, name, options, plugins, record, named_by, require)
@@ -296,9 +316,7 @@ def _select(
 _MIGRATE = "Or move the store to a driver that works here: pyrun storage migrate DRIVER."
 
 
-def _missing(
-    wanted: str, found: list[Found], name: str, named_by: str, plugins: Plugins
-) -> tuple[str, str]:
+def _missing(wanted: str, found: list[Found], name: str, named_by: str, plugins: Plugins) -> tuple[str, str]:
     """What is wrong with the name ``wanted``, and what to do."""
     broken = next((f.broken for f in found if f.name == wanted and f.broken), "")
     usable = ", ".join(sorted(f.name for f in found if not f.broken))
