@@ -5,17 +5,31 @@ from pyrun.testing import StorageConformance
 class TestMine(StorageConformance):
     driver = MyDriver
 
-Cases are methods ``test_<number>_<sentence>``; the numbers are those of the list in docs/storage-conformance.md,
-a letter marks a case that was added to it or is a part of one. A case expects what the driver's probe claims (its
-`pyrun.storage.contract.Caps`), whatever the driver is called; a claim that does not hold fails, and so does a
-denial of what works. What no flag tells and the driver knows to be wrong, its probe declares by the case's number
-(``Verdict.found["flaws"]``): that case must fail.
+A case expects what the driver's probe claims (its `pyrun.storage.contract.Caps`), whatever the driver is called; a
+claim that does not hold fails, and so does a denial of what works. What no flag tells and the driver knows to be
+wrong, its probe declares by the case's number (``Verdict.found["flaws"]``): that case must fail. What the layers
+should show is decided by a plain directory to which they are applied, and the core cases spell it out beside that.
 
-What the layers should show is decided by a plain directory to which they are applied, and the core cases spell it
-out beside that.
+Cases are methods ``test_<number>_<sentence>``. A letter after the number marks a part of the case, or one that was
+added to it. The numbers:
 
-Sections: A contract, B layer semantics, C live POSIX behaviour, D changes, commit and usage, E isolation and
-faults.
+A contract            1 probe gives a verdict, wherever, as whoever, again · 2 also on a disk that takes nothing
+                      3 options · 4 the mount's descriptor · 5 no layers · 6 a layer through a rootfs · 7 EROFS
+                      8 order of ingest · 9 chains · 10 remove · 11 what others keep · 12 max_layers
+                      13 a layer twice · 14 paths
+B layer semantics     15 deletions · 16 made again · 17 opaque · 18 over three layers · 19 of nothing
+                      20 in one layer; 20a random layers · 21 other kinds · 22 owners · 23 permissions
+                      24 parents; 24c opaque root · 25 hard links; 26 written · 27 same size and time
+                      28 escapes · 29 attributes, ACLs · 30 capabilities · 31 a union's attributes · 32 sparse
+                      33 special files · 34 setuid · 35 names; 35a ".wh."; 35b depth · 36 times · 37 sizes
+C live POSIX          38 open · 39 rename of a directory · 40 others · 41 of a file · 42 removal · 43 truncation
+                      44 readdir · 45, 46 inodes · 47 open descriptors · 48 mappings · 49 locks · 50 unlinked
+                      51 O_TMPFILE · 52 sockets · 53 getcwd · 54 exec
+D changes and usage   55 changes · 56 reverted ones · 57 commit and ingest · 58 the same bytes · 59 while running
+                      60 usage · 61 ids of an idmapped commit (the number was for a method that the contract lost)
+E isolation, faults   62 two containers · 63 fifty · 64 one blob at once · 65 SIGKILL · 66 mount again
+                      67 power cut · 68 ENOSPC · 69 quota · 70 in use · 71 corrupt blobs · 72 lazy · 73 idmap
+                      74 user namespaces · 75 foreign stores · 76 random lives of a container
 """
 
 from __future__ import annotations
