@@ -55,7 +55,7 @@ def tree(tmp_path: Path) -> Path:
     os.link(top / ("e" * 200) / ("e" * 200) / ("f" * 200), top / "long-hard")
     os.mkfifo(top / "fifo", 0o640)
     os.mknod(top / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
-    os.mknod(top / "block", stat.S_IFBLK | 0o660, os.makedev(4095, 1048575))
+    os.mknod(top / "block", stat.S_IFBLK | 0o660, os.makedev(4095, 262143))
     os.chown(top / "null", 3, 4)
     (top / "huge-ids").touch()
     os.chown(top / "huge-ids", 2_097_152, 4_294_967_294)

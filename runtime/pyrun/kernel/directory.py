@@ -6,7 +6,7 @@ import ctypes
 import os
 import struct
 
-from .syscall import function
+from .syscall import syscall
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -30,7 +30,7 @@ def entries(fd: int, size: int = 4096) -> list[Entry]:
     """The next entries of the directory ``fd``, "." and ".." included, as many as fit ``size`` bytes; none at
     its end."""
     buffer = ctypes.create_string_buffer(size)
-    count = function("getdents64", fd, buffer, size)
+    count = syscall("getdents64", fd, buffer, size)
     found = []
     at = 0
     while at < count:
@@ -43,4 +43,4 @@ def entries(fd: int, size: int = 4096) -> list[Entry]:
 
 def rename(old: str | bytes, new: str | bytes, flags: int) -> None:
     """renameat2(2) with RENAME_* ``flags``."""
-    function("renameat2", _AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags, path=old)
+    syscall("renameat2", _AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags, path=old)

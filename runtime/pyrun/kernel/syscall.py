@@ -23,8 +23,24 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 
 # Calls up to 2019 have a number per architecture; from 424 on all architectures share one table.
-_X86_64 = {"pivot_root": 155, "capset": 126, "capget": 125, "syncfs": 306, "setns": 308}
-_GENERIC = {"pivot_root": 41, "capset": 91, "capget": 90, "syncfs": 267, "setns": 268}
+_X86_64 = {
+    "pivot_root": 155,
+    "capset": 126,
+    "capget": 125,
+    "syncfs": 306,
+    "setns": 308,
+    "getdents64": 217,
+    "renameat2": 316,
+}
+_GENERIC = {
+    "pivot_root": 41,
+    "capset": 91,
+    "capget": 90,
+    "syncfs": 267,
+    "setns": 268,
+    "getdents64": 61,
+    "renameat2": 276,
+}
 _COMMON = {
     "open_tree": 428,
     "move_mount": 429,

@@ -406,7 +406,7 @@ def _much(path: str, devices: bool, owners: bool) -> None:
     os.mkfifo(f"{path}/new/fifo", 0o620)
     if devices:
         os.mknod(f"{path}/new/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
-        os.mknod(f"{path}/new/block", stat.S_IFBLK | 0o660, os.makedev(259, 1_000_000))
+        os.mknod(f"{path}/new/block", stat.S_IFBLK | 0o660, os.makedev(259, 200_000))
     with open(f"{path}/new/sparse", "wb") as file:
         for at in (0, 1 << 20, 5 << 20):
             file.seek(at)
