@@ -51,7 +51,7 @@ class ErofsDriver(OverlayDriver):
     def probe(cls, env: Env, options: Mapping[str, Any]) -> Verdict:
         from . import erofs_trial
 
-        return erofs_trial.probe(cls, super().probe, env, options)
+        return erofs_trial.probe(super().probe, env, options)
 
     @classmethod
     def _trial(
@@ -73,7 +73,7 @@ class ErofsDriver(OverlayDriver):
     def _trial_lowers(cls, env: Env, options: Mapping[str, Any], place: str) -> list[overlay.Lower]:
         from . import erofs_trial
 
-        return erofs_trial.lowers(options, place)
+        return erofs_trial.lowers(options)
 
     @classmethod
     def version(cls) -> str:

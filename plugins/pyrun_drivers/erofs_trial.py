@@ -25,19 +25,12 @@ if TYPE_CHECKING:
 
     from pyrun.storage.contract import Env
 
-    from .erofs import ErofsDriver
-
 # Content that begins on a block of 512 bytes which is none of 4096, and takes several of those.
 _CONTENT = b"".join(b"%07d\n" % number for number in range(2500))
 _XATTR = "trusted.pyrun"
 
 
-def probe(
-    driver: type[ErofsDriver],
-    over: Callable[[Env, Mapping[str, Any]], Verdict],
-    env: Env,
-    options: Mapping[str, Any],
-) -> Verdict:
+def probe(over: Callable[[Env, Mapping[str, Any]], Verdict], env: Env, options: Mapping[str, Any]) -> Verdict:
     """The verdict; ``over`` is the overlay driver's probe, which tries its routes and features over `lowers`."""
     if env.userns:
         return Verdict(
@@ -46,52 +39,53 @@ def probe(
             "Run pyrun as root, or use the storage driver overlay.",
         )
     try:
-        found = _backing(env, options)
-        if isinstance(found, Verdict):
-            return found
-        settled = {
-            **options,
-            "backing": found["backing"],
-            "directio": "on" if found["directio"] else "off",
-        }
-        verdict = over(env, settled)
+        stage = Staging(f"{env.root}/staging").new("erofs")
+        try:
+            verdict = _probe(stage.path, over, env, options)
+        finally:
+            remove_tree(stage.path)
+            stage.close()
     except OSError as error:
         return Verdict(False, f"a trial below {env.root} failed: {error.strerror or error}", _fix(error))
     except PyrunError as error:
         return Verdict(False, f"a trial below {env.root} failed: {error}", error.hint or "Use overlay.")
+    return verdict
+
+
+def _probe(
+    place: str, over: Callable[[Env, Mapping[str, Any]], Verdict], env: Env, options: Mapping[str, Any]
+) -> Verdict:
+    make_layer(f"{place}/base")
+    make_layer(f"{place}/top", [Change(b"", "modify"), Change(b"whited", "delete")])
+    found = _backing(f"{place}/base", options)
+    if isinstance(found, Verdict):
+        return found
+    directio = "on" if found["directio"] else "off"
+    verdict = over(env, {**options, "backing": found["backing"], "directio": directio, "place": place})
     if verdict.ok:
         verdict.found.update(found)
         verdict.why = f"{_told(found)}; {verdict.why}"
     return verdict
 
 
-def lowers(options: Mapping[str, Any], place: str) -> list[overlay.Lower]:
-    """What `pyrun_drivers.overlay` tries its features on, as layers of this driver made in ``place``."""
-    paths = []
-    for name, changes in (("base", None), ("top", [Change(b"", "modify"), Change(b"whited", "delete")])):
-        make_layer(f"{place}/{name}", changes)
-        paths.append(f"{place}/{name}")
-    backing, directio = options["backing"], options["directio"] == "on"
+def lowers(options: Mapping[str, Any]) -> list[overlay.Lower]:
+    """What `pyrun_drivers.overlay` tries its features on: layers of this driver, by the ``options`` of `_probe`."""
+    place, backing, directio = options["place"], options["backing"], options["directio"] == "on"
 
     def mounted(path: str) -> Callable[[], int]:
         return lambda: erofs_mounts.mount(path, backing, directio=directio)
 
-    return [mounted(path) for path in reversed(paths)]
+    return [mounted(f"{place}/{name}") for name in ("top", "base")]
 
 
 def hidden(env: Env, options: Mapping[str, Any], route: int) -> str:
     """Whether a whiteout hides a lower layer's file, and nothing else: "", or what is wrong."""
-    stage = Staging(f"{env.root}/staging").new("erofs")
+    view = overlay.mount_overlay(overlay.Stack(env.root, lowers(options)), route)
     try:
-        view = overlay.mount_overlay(overlay.Stack(env.root, lowers(options, stage.path)), route)
-        try:
-            found = sorted(os.listdir(f"/proc/self/fd/{view}"))
-        finally:
-            os.close(view)
-        return "" if found == ["d", "moved", "one", "two"] else "a deleted file shows, or others don't"
+        found = sorted(os.listdir(f"/proc/self/fd/{view}"))
     finally:
-        remove_tree(stage.path)
-        stage.close()
+        os.close(view)
+    return "" if found == ["d", "moved", "one", "two"] else "a deleted file shows, or others don't"
 
 
 def make_layer(path: str, changes: list[Change] | None = None) -> None:
@@ -115,45 +109,39 @@ def make_layer(path: str, changes: list[Change] | None = None) -> None:
     make(tar, path, os.path.basename(path).encode())
 
 
-def _backing(env: Env, options: Mapping[str, Any]) -> dict[str, Any] | Verdict:
+def _backing(layer: str, options: Mapping[str, Any]) -> dict[str, Any] | Verdict:
     """How EROFS is mounted here: "backing", "directio" and "clones"; or why it is not."""
-    stage = Staging(f"{env.root}/staging").new("erofs")
-    try:
-        make_layer(f"{stage.path}/layer")
-        reasons = []
-        usable: dict[str, Any] | None = None
-        for backing in (FILE, LOOP) if options["backing"] == "auto" else (options["backing"],):
-            try:
-                clones, problem = _mounted(f"{stage.path}/layer", backing)
-            except OSError as error:
-                clones, problem = False, error.strerror or str(error)
-            if problem:
-                reasons.append(f"{_BACKINGS[backing]}: {problem}")
-                continue
-            if usable is None or backing == LOOP:
-                usable = {"backing": backing, "directio": False, "clones": clones and backing == FILE}
-            if clones:
-                break
-        if usable is None:
-            return Verdict(False, "; ".join(reasons), _OLD)
-        if usable["backing"] == FILE and options["directio"] != "off":
-            try:
-                _, problem = _mounted(f"{stage.path}/layer", FILE, directio=True)
-            except OSError as error:
-                problem = error.strerror or str(error)
-            usable["directio"] = not problem
-        else:
-            problem = "loop devices have none"
-        if options["directio"] == "on" and problem:
-            return Verdict(
-                False,
-                f"the option directio=on does not work here: {problem}",
-                "Leave it to the trial: erofs.directio=auto.",
-            )
-        return usable
-    finally:
-        remove_tree(stage.path)
-        stage.close()
+    reasons = []
+    usable: dict[str, Any] | None = None
+    for backing in (FILE, LOOP) if options["backing"] == "auto" else (options["backing"],):
+        try:
+            clones, problem = _mounted(layer, backing)
+        except OSError as error:
+            clones, problem = False, error.strerror or str(error)
+        if problem:
+            reasons.append(f"{_BACKINGS[backing]}: {problem}")
+            continue
+        if usable is None or backing == LOOP:
+            usable = {"backing": backing, "directio": False, "clones": clones and backing == FILE}
+        if clones:
+            break
+    if usable is None:
+        return Verdict(False, "; ".join(reasons), _OLD)
+    if usable["backing"] == FILE and options["directio"] != "off":
+        try:
+            _, problem = _mounted(layer, FILE, directio=True)
+        except OSError as error:
+            problem = error.strerror or str(error)
+        usable["directio"] = not problem
+    else:
+        problem = "loop devices have none"
+    if options["directio"] == "on" and problem:
+        return Verdict(
+            False,
+            f"the option directio=on does not work here: {problem}",
+            "Leave it to the trial: erofs.directio=auto.",
+        )
+    return usable
 
 
 def _mounted(layer: str, backing: str, *, directio: bool = False) -> tuple[bool, str]:
