@@ -22,7 +22,7 @@ def covers(layers: Sequence[str], upper: str | None) -> list[tuple[int, bytes]]:
     try:
         found = set(_by_layers(layers, trees))
         if upper is not None:
-            with Tree(upper) as top:
+            with Tree(upper, upper=True) as top:
                 found.update(_by_upper(top, trees))
         return sorted(found)
     finally:
@@ -62,7 +62,7 @@ def deleted(upper: str, below: int) -> list[bytes]:
     """Names of the directory fd ``below``, a mount of the layers alone, that opaque directories of ``upper`` hide,
     without what lies below such names."""
     found, todo = [], [b""]
-    with Tree(upper) as top, Tree(f"/proc/self/fd/{below}/.") as layers:
+    with Tree(upper, upper=True) as top, Tree(f"/proc/self/fd/{below}/.") as layers:
         while todo:
             where = todo.pop()
             if where and top.opaque(where):

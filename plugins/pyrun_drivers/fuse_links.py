@@ -27,7 +27,7 @@ def mend(rw: str, layers: Sequence[str]) -> None:
         return
     for at, layer in enumerate(layers):
         for names in read(layer).links:
-            with Tree(f"{rw}/upper") as upper:
+            with Tree(f"{rw}/upper", upper=True) as upper:
                 written = _written(upper, names)
                 if written:
                     _join(upper, rw, layers, at, names, written)
@@ -51,16 +51,21 @@ def _join(
     names: Sequence[bytes],
     written: Sequence[bytes],
 ) -> None:
-    """Give the copy that was changed last the names of ``layers[at]`` that still show the old content."""
+    """Give the copy that was changed, the last of several, the names of ``layers[at]`` that show other content."""
     above = [Tree(f"{layer}/fs") for layer in layers[at:]]
     try:
         # What a higher layer has under one of the names is another file.
         shown = [name for name in names if all(tree.look(name) == ABSENT for tree in above[1:])]
-        sources = [name for name in written if name in shown]
-        missing = [name for name in shown if upper.look(name) == ABSENT]
-        if not sources or not missing:
+        copies = {name: st for name in written if name in shown and (st := upper.lstat(name))}
+        if not copies:
             return
-        source = max(sources, key=lambda name: _changed(upper, name))
+        original = above[0].lstat(shown[0])
+        source = max(copies, key=lambda name: (_differs(copies[name], original), copies[name].st_ctime_ns))
+        missing = [name for name in shown if upper.look(name) == ABSENT]
+        # To delete a name, too, makes a copy, under another: there may be several, of which one was written.
+        missing += [name for name, st in copies.items() if st.st_ino != copies[source].st_ino]
+        if not missing:
+            return
         with _Workshop(rw) as workshop:
             for name in missing:
                 parent, _, base = name.rpartition(b"/")
@@ -82,9 +87,12 @@ def _make_directories(upper: Tree, above: Sequence[Tree], workshop: _Workshop, n
         done = path
 
 
-def _changed(tree: Tree, name: bytes) -> int:
-    st = tree.lstat(name)
-    return st.st_mtime_ns if st else 0
+def _differs(copy: os.stat_result, original: os.stat_result | None) -> bool:
+    """Whether the copy was changed since it was made."""
+    return original is None or any(
+        getattr(copy, key) != getattr(original, key)
+        for key in ("st_size", "st_mtime_ns", "st_mode", "st_uid", "st_gid")
+    )
 
 
 class _Workshop:

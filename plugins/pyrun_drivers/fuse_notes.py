@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _FILE = "fuse.json"
-OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque")
+# What marks an opaque directory: of a layer, and of an upper directory, where a container can set the first itself.
+_LAYERS_MARKS = ("user.overlay.opaque",)
+_SERVERS_MARKS = ("trusted.overlay.opaque", "user.fuseoverlayfs.opaque")
 _OPAQUE_FILE = b".wh..wh..opq"
 _ORIGIN = "user.fuseoverlayfs.origin"
 PRIVATE = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "security.selinux")
@@ -89,9 +91,11 @@ def is_whiteout(st: os.stat_result) -> bool:
 
 
 class Tree:
-    """A directory tree looked at by root-relative name; nothing in it is followed."""
+    """A directory tree looked at by root-relative name; nothing in it is followed. ``upper``: a server wrote it."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, upper: bool = False) -> None:
+        self._marks = _SERVERS_MARKS if upper else _LAYERS_MARKS
+        self._upper = upper
         self._root = os.open(path, O_DIRECTORY)
         self.directories = Directories(self._root)
 
@@ -146,7 +150,9 @@ class Tree:
     def opaque(self, name: bytes) -> bool:
         """Whether the directory ``name`` hides what lower layers have in it."""
         fd = self.directories.open(name)
-        return any(_xattr(fd, key) == b"y" for key in OPAQUE) or _exists(fd, _OPAQUE_FILE)
+        if any(_xattr(fd, key) == b"y" for key in self._marks):
+            return True
+        return self._upper and _exists(fd, _OPAQUE_FILE)
 
     def look(self, name: bytes) -> str:
         """What this tree says of ``name`` to the trees below it."""

@@ -145,8 +145,7 @@ class FuseOverlayfsDriver(Driver):
     def server(self, mount: int) -> int | None:
         """A pidfd that is ready to read once the mount is served no more. Raises OSError where it isn't now."""
         server = self._servers.get(fuse_server.mount_id(mount))
-        pidfd = server.open() if server else None
-        if pidfd is None:
+        if server is None or server.ended() or (pidfd := server.open()) is None:
             raise OSError(errno.ENOTCONN, f"the {self.name} server of the mount has ended")
         return pidfd
 

@@ -45,7 +45,7 @@ DEVICE = "/dev/fuse"
 # SYS_ADMIN (for trusted.* attributes), MKNOD, SETFCAP.
 _CAPABILITIES = (0, 1, 3, 4, 21, 27, 31)
 # Where the tmpfs hides something that the server needs nothing of; in its own mount namespace only.
-_PLACES = ("/tmp", "/mnt", "/run", "/sys")
+_PLACES = ("/sys", "/mnt", "/run", "/tmp")
 _PATIENCE = 10.0  # seconds that a predecessor on the same writable directory may take to end
 _FUSE_FD = 3
 _O_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -357,7 +357,8 @@ def _outside(maps: tuple[list[IdMap], list[IdMap]] | None) -> tuple[int, int]:
 def _attach(overlay: Overlay, idmap: int | None, owner: tuple[int, int]) -> None:
     """Make the tmpfs with the clones, and change into it."""
     root = os.open(overlay.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    place = next(place for place in _PLACES if os.path.isdir(place))
+    program = os.path.realpath(overlay.program)
+    place = next(place for place in _PLACES if os.path.isdir(place) and not program.startswith(f"{place}/"))
     attributes = m.MOUNT_ATTR_NOSUID | m.MOUNT_ATTR_NODEV | m.MOUNT_ATTR_NOEXEC
     tmpfs = m.new_mount("tmpfs", {"mode": "0755", "size": "1m"}, attributes=attributes)
     # The store may lie below that place; it is reached by the fd.
