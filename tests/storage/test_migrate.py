@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -293,6 +294,40 @@ def test_a_damaged_blob_stops_it_with_the_way_out(changed: Pyrun) -> None:
     changed.ok("system", "check", "--repair", "-q")
     changed.ok("storage", "migrate", "copied")
     assert driver_of(changed) == "copied"
+
+
+def test_a_full_disk_changes_nothing_and_with_more_space_it_goes_on(changed: Pyrun) -> None:
+    """On a file system of its own, in a mount namespace of its own."""
+    script = """
+set -e
+mkdir disk && mount -t tmpfs -o size=64m tmpfs disk
+cp -a "$STORE" disk/store
+dd if=/dev/zero of=disk/ballast bs=64k 2>/dev/null || true
+truncate -s -500k disk/ballast
+pyrun() { "$PYRUN" --root "$PWD/disk/store" --state "$PWD/disk/state" "$@"; }
+pyrun storage migrate -q copied && exit 9
+pyrun run --rm changes cat /data/appended
+rm disk/ballast
+pyrun storage migrate -q copied
+pyrun run --rm changes cat /data/appended
+pyrun system check -q --deep
+"""
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+        cwd=changed.root.parent,
+        env={**changed.env, "STORE": str(changed.root), "PYRUN": changed.command},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search("space|bytes", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "6The store was moved from overlay to copied"
+    assert lines[1].startswith("6")
+    assert lines[1].endswith(": sound")
 
 
 def test_a_configuration_that_chooses_another_driver_is_pointed_out(changed: Pyrun, tmp_path: Path) -> None:

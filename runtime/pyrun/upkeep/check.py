@@ -17,7 +17,7 @@ from .check_layers import LayerCheck
 from .check_store import check_store
 from .problems import Checked, Problem
 from .rubbish import check_orphans, check_rubbish
-from .scene import Scene, origins
+from .scene import Scene, in_words, origins
 
 
 def check(
@@ -29,8 +29,11 @@ def check(
     Raises `Conflict` where another repair or a migration is going on, `StorageError` for a store that can't
     be looked at.
     """
-    if not repair:
-        return _look(scene, deep, say)
+    with in_words(scene.root):
+        return _repaired(scene, deep, say) if repair else _look(scene, deep, say)
+
+
+def _repaired(scene: Scene, deep: bool, say: Callable[[str], None]) -> Checked:
     lock = Lock(f"{scene.root}/locks/upkeep")
     if not lock.acquire(wait=False):
         raise Conflict("another repair or migration of this store is going on", hint="Wait until it is done.")

@@ -33,7 +33,7 @@ from ..storage.layers import check_depth
 from ..storage.leases import Lease
 from ..storage.locks import Lock, lock_directory
 from ..storage.tarblob import TarBlob
-from .scene import make, origins, supervised
+from .scene import in_words, make, origins, supervised
 from .users import users
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def migrate(
     if not lock.acquire(wait=False):
         raise Conflict("another repair or migration of this store is going on", hint="Wait until it is done.")
     try:
-        return _Migration(scene, to, containers, say).run()
+        with in_words(scene.root):
+            return _Migration(scene, to, containers, say).run()
     finally:
         lock.release()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from ..errors import Conflict, NotFound, PyrunError, StorageError, UsageError
 from ..images import gc
 from ..storage.changes import allocated
 from .rubbish import check_rubbish
-from .scene import supervised
+from .scene import in_words, supervised
 from .usage import taken
 from .users import users
 
@@ -49,21 +50,28 @@ def prune(scene: Scene, *, all: bool = False, before: float | None = None) -> Pr
     pulls that are going on, and are left alone where those take longer than `PATIENCE` seconds.
     """
     done = Pruned()
+    with in_words(scene.root):
+        _prune(scene, all, before, done)
+    return done
+
+
+def _prune(scene: Scene, all: bool, before: float | None, done: Pruned) -> None:
     for container in list(scene.containers.all()):
         if before is None or container.created < before:
             _remove_container(scene, container, done)
     for problem in check_rubbish(scene):
         if problem.repair is not None:
-            problem.repair()
+            with suppress(OSError):  # what can't be removed stays, and stops nothing
+                problem.repair()
     with gc.exclusively(scene.root, PATIENCE) as alone:
         if not alone:
             done.deferred = "the store is in use, by a pull perhaps"
-            return done
+            return
         try:
             now = users(scene.containers)
         except StorageError as error:
             done.deferred = error.message
-            return done
+            return
         in_use = {user.image_id for user in now}
         for image in _unused(scene, all, before, in_use):
             done.images += scene.images.remove(image, force=True)
@@ -73,7 +81,6 @@ def prune(scene: Scene, *, all: bool = False, before: float | None = None) -> Pr
         done.deferred = swept.deferred
         done.layers = [(scene.selected, key) for key in swept.layers] + swept.others
         done.bytes += swept.bytes + swept.freed
-    return done
 
 
 def until_of(filters: Sequence[str]) -> float | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..containers.store import Containers
@@ -14,7 +16,7 @@ from ..storage.shelves import Shelves, remover
 from ..storage.store import check_record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ..images.record import Image, ImageLayer
     from ..storage.contract import Env
@@ -86,6 +88,21 @@ class Scene:
         """The layers of ``driver``, by the driver itself where it works."""
         store = self.usable(driver)
         return store.layers if store is not None else self.shelves().layers(driver)
+
+
+@contextmanager
+def in_words(root: str) -> Iterator[None]:
+    """What the disk refuses while upkeep looks or works at ``root`` is told as a `StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else root
+        hint = (
+            "Free some space."
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else "See dmesg for errors of the disk."
+        )
+        raise StorageError(f"{where}: {os.strerror(error.errno or 0)}", hint=hint) from error
 
 
 def recorded_driver(root: str) -> str:

@@ -13,7 +13,7 @@ from ..images.layerstore import layer_keys
 from ..images.reference import Reference
 from ..storage.changes import allocated
 from .check_content import named
-from .scene import supervised
+from .scene import in_words, supervised
 
 if TYPE_CHECKING:
     from ..containers.record import Container
@@ -126,6 +126,12 @@ class DiskUsage:
 def disk_usage(scene: Scene) -> DiskUsage:
     """Look at everything; takes no lock, so what changes meanwhile is counted or not."""
     done = DiskUsage()
+    with in_words(scene.root):
+        _look(scene, done)
+    return done
+
+
+def _look(scene: Scene, done: DiskUsage) -> None:
     images = scene.images.list()
     every = scene.images.records()
     containers = list(scene.containers.all())
@@ -147,7 +153,6 @@ def disk_usage(scene: Scene) -> DiskUsage:
     for container in containers:
         _container(scene, container, done)
     _layers(scene, every, containers, done)
-    return done
 
 
 def _image(
