@@ -297,6 +297,21 @@ def test_a_single_id_keeps_the_files_of_others(tmp_path: Path) -> None:
     assert "/etc/subuid" in ran.stderr
 
 
+def test_access_lists_and_capabilities_of_ids_that_a_namespace_lacks(tmp_path: Path) -> None:
+    acl = "02000000 01000600ffffffff 0200040005000000 04000400ffffffff 10000400ffffffff 20000000ffffffff"
+    capability = "01000003 00040000 00000000 00000000 00000000 e8030000"
+    code = "extract('root', pax((b'SCHILY.xattr.%s', bytes.fromhex('%s'))), file(b'f'), devices=False, single_uid=%s)"
+    squashed = in_user_namespace(code % ("system.posix_acl_access", acl, True), tmp_path)
+    assert squashed.returncode == 0, squashed.stderr
+    assert os.listxattr(tmp_path / "root/f") == []
+    shutil.rmtree(tmp_path / "root")
+    ran = in_user_namespace(code % ("system.posix_acl_access", acl, False), tmp_path)
+    assert "'f': an ID in its access list is not mapped" in ran.stderr
+    shutil.rmtree(tmp_path / "root")
+    ran = in_user_namespace(code % ("security.capability", capability, True), tmp_path)
+    assert "'f': the root user that a capability is for is not mapped" in ran.stderr
+
+
 # --- layers in a real overlay mount
 
 BASE = [

@@ -321,19 +321,32 @@ class _Unpacker:
             if error.errno != EINVAL:
                 raise
             if not self.single_uid:
-                name = shown(self.entry.name if self.entry else b"")
-                raise LayerError(
-                    f"layer entry {name}: owner {uid}:{gid} is not mapped in this user namespace",
-                    hint="Give the user more subordinate IDs in /etc/subuid and /etc/subgid.",
-                ) from error
+                raise self.unmapped(f"owner {uid}:{gid}") from error
+
+    def unmapped(self, what: str) -> LayerError:
+        name = shown(self.entry.name if self.entry else b"")
+        return LayerError(
+            f"layer entry {name}: {what} is not mapped in this user namespace",
+            hint="Give the user more subordinate IDs in /etc/subuid and /etc/subgid.",
+        )
 
     def set_xattrs(self, target: int | bytes, xattrs: dict[bytes, bytes]) -> None:
         for name, value in xattrs.items():
             try:
                 os.setxattr(target, name, value, follow_symlinks=isinstance(target, int))
             except OSError as error:
+                capability = name == b"security.capability"
+                if error.errno == EINVAL and not self.devices:
+                    # What speaks of IDs that a user namespace has none of its own for (man user_namespaces). Where
+                    # it has but one, access lists go the way of owners.
+                    if capability:
+                        raise self.unmapped("the root user that a capability is for") from error
+                    if not name.startswith(b"system.posix_acl_"):
+                        raise
+                    if not self.single_uid:
+                        raise self.unmapped("an ID in its access list") from error
                 # A program without its capabilities doesn't work; the rest is for those who can keep it.
-                if error.errno not in (EOPNOTSUPP, EPERM) or name == b"security.capability":
+                elif error.errno not in (EOPNOTSUPP, EPERM) or capability:
                     raise
                 if len(self.dropped) < 100:
                     self.dropped.add(name)
