@@ -618,3 +618,30 @@ def test_content_that_changed_is_found_in_a_drivers_own_form(
     assert "content changed" in problem["Problem"]
     repaired(fresh, "--deep")
     assert needle in victim.read_bytes()
+
+
+def test_a_lazy_drivers_layers_need_no_blobs(empty: Pyrun, registry: Registry, tmp_path: Path) -> None:
+    """They are sound without; where one is damaged, its blob is fetched to make it again; and they can move."""
+    copied.install(tmp_path / "plugin", empty)
+    module = tmp_path / "plugin/copied_driver.py"
+    code = module.read_text().replace("Caps(chained=True)", "Caps(lazy=True)")
+    code = code.replace(
+        'blob.unpack(fd, "apply")',
+        "import io; from pyrun.images.codec import decompressed; from pyrun.layers.unpack import unpack; "
+        "data = b''.join(map(bytes, decompressed(iter([blob.range(0, blob.size)]), blob.media_type))); "
+        "unpack(io.BytesIO(data), fd, 'apply')",
+    )
+    module.write_text(code)
+    registry.push_image("check/lazy", "latest", [tar({"etc": None, "etc/name": b"content"})])
+    empty.ok("pull", "-q", "--storage", "copied", "check/lazy")
+    digest = image_of(empty, "check/lazy").layers[0].digest
+    assert not blob_of(empty, digest).exists()
+    assert check(empty, "--deep", code=0) == []
+    (victim,) = (empty.root / "layers/copied").glob("*/fs/etc/name")
+    victim.chmod(0o777)
+    assert kinds(repaired(empty)) == ["layer-damaged"]
+    assert victim.stat().st_mode & 0o777 == 0o644
+    blob_of(empty, digest).unlink(missing_ok=True)
+    empty.ok("storage", "migrate", "-q", "overlay")
+    assert blob_of(empty, digest).exists()
+    assert check(empty, "--deep", code=0) == []

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import PyrunError
 from ..images.content import REF_NAME
+from ..images.layerstore import layer_keys
 from ..images.record import Image
 from ..storage.locks import Lock
 from . import repair_content as repair
 from .problems import Problem
+from .scene import Scene, needs_no_blob
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from .scene import Scene
 
 
 def check_blobs(scene: Scene, images: list[Image], say: Callable[[str], None]) -> tuple[int, list[Problem]]:
@@ -50,7 +50,8 @@ def check_blobs(scene: Scene, images: list[Image], say: Callable[[str], None]) -
                 )
             )
     for digest in sorted(wanted.keys() - set(present)):
-        if not content.has(digest):  # it may have come meanwhile
+        # It may have come meanwhile.
+        if not content.has(digest) and not needs_no_blob(scene, _keys(wanted[digest], digest)):
             problems.append(_blob("blob-missing", scene, digest, wanted[digest], "it is missing"))
     return len(present), problems
 
@@ -64,6 +65,17 @@ def _blob(kind: str, scene: Scene, digest: str, images: list[Image], why: str) -
         fix="fetch it from the image's registry",
         repair=partial(repair.fetch_blob, scene, digest, images),
     )
+
+
+def _keys(images: list[Image], digest: str) -> list[str]:
+    """By which keys drivers may have the layer that the blob ``digest`` is."""
+    keys = []
+    for image in images:
+        diff_ids = [layer.diff_id for layer in image.layers]
+        for layer, chain in zip(image.layers, layer_keys(diff_ids, chained=True), strict=True):
+            if layer.digest == digest:
+                keys += [layer.diff_id, chain]
+    return keys
 
 
 def named(image: Image) -> set[str]:

@@ -4,6 +4,7 @@ their blobs make now."""
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -99,11 +100,18 @@ class LayerCheck:
             )
         try:
             if listing(path) != recorded:
-                how = self._compared(layers, key, path, times=True) if remake else ""
+                how = ""
+                if remake:
+                    with suppress(PyrunError):  # what differs is worth telling, and need not be
+                        how = self._compared(layers, key, path, times=True)
                 what = "its files are not those it was made with"
                 return self._layer("layer-damaged", name, key, f"{what}: {how}" if how else what, harm=True)
             if self.deep and remake:
-                how = self._compared(layers, key, path, times=False)
+                try:
+                    how = self._compared(layers, key, path, times=False)
+                except PyrunError as error:
+                    what = f"it could not be made again to compare: {error.message}"
+                    return Problem("layer-unchecked", f"{name}/{key}", what)
                 if how:
                     return self._layer(
                         "layer-damaged", name, key, f"it differs from its blob: {how}", harm=True
@@ -217,10 +225,13 @@ class LayerCheck:
         return "its record notes.json is damaged"
 
     def _compared(self, layers: LayerStore, key: str, path: str, *, times: bool) -> str:
-        """How the layer differs from what its blob makes now; "" where it does not, or nobody can tell."""
+        """How the layer differs from what its blob makes now; "" where it does not, or nobody can tell. Raises
+        `PyrunError` where it can't be made."""
         origin = self.known.get(key)
         if origin is None or origin.layer.digest in self.bad_blobs:
             return ""
+        if not self.scene.images.content.has(origin.layer.digest):
+            return ""  # a lazy driver's, or a problem of its own
         parent = None
         if layers.chained and origin.parent:
             parent = layers.find(origin.parent)
@@ -239,11 +250,6 @@ class LayerCheck:
             elif found and not times and not self._shows_another_tree(layers, path, stage.path):
                 return ""
             return found
-        except PyrunError as error:
-            self.notes.append(
-                f"{layers.driver.name}/{key} could not be made again to compare: {error.message}"
-            )
-            return ""
         finally:
             layers.driver.remove(stage.path)
             stage.close()

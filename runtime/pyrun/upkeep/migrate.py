@@ -33,6 +33,7 @@ from ..storage.layers import check_depth
 from ..storage.leases import Lease
 from ..storage.locks import Lock, lock_directory
 from ..storage.tarblob import TarBlob
+from .repair_content import fetch_blob
 from .scene import in_words, make, origins, supervised
 from .users import users
 
@@ -186,6 +187,18 @@ class _Migration:
         what = "images" if layers.chained else "layers"
         self.say(f"Making {len(wanted)} {what} for {self.name}")
 
+        for key in sorted(missing):
+            origin = known[key]
+            if not self.scene.images.content.has(origin.layer.digest):
+                # A lazy driver kept none.
+                self.say(f"Fetching layer {short(origin.layer.digest)}")
+                why = fetch_blob(self.scene, origin.layer.digest, [origin.image])
+                if why:
+                    raise StorageError(
+                        f"the blob {origin.layer.digest} of {origin.image.reference} is not in the store: {why}",
+                        hint="Remove the image, or migrate when its registry answers.",
+                    )
+
         def ingest(key: str, report: Report) -> None:
             try:
                 make(self.scene, self.name, key, known)
@@ -326,6 +339,15 @@ class _Migration:
         config.update(driver=self.name, layers=[layer.id for layer in layers], rw=name)
         records.write(f"{directory}/config.json", config)
         self.done.containers.append(container.name)
+        if (
+            container.options.get("userns") == "auto"
+            and not self.store.env.userns
+            and not self.store.driver.verdict.caps.idmap
+        ):
+            self.done.notes.append(
+                f"the container {container.name} has a user namespace of its own, and {self.name} can't show its"
+                " layers through one: it can't be started there"
+            )
         failpoints.reach("migrate.moved")
 
     # --- the move

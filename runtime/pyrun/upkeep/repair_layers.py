@@ -9,6 +9,7 @@ from ..errors import PyrunError
 from ..images.gc import exclusively
 from ..storage import mend, records
 from ..storage.locks import SharedLock
+from .repair_content import fetch_blob
 from .scene import make, supervised
 
 if TYPE_CHECKING:
@@ -27,8 +28,10 @@ def remake_layer(scene: Scene, driver: str, key: str, known: dict[str, Origin]) 
             scene.store(driver)
         except PyrunError as error:
             return error.message
-        if origin is not None and not _blob_is_whole(scene, origin):
-            return f"its blob {origin.layer.digest} is damaged or missing"
+        if origin is not None:
+            why = _blob_is_bad(scene, origin)
+            if why:
+                return f"its blob {origin.layer.digest} {why}"
         if origin is None and not stack:
             return "no local image has it any more: pull the image that it came from"
     try:
@@ -95,11 +98,16 @@ def _users(scene: Scene, driver: str, key: str) -> list[tuple[str, str]]:
     return [(c.id, c.name) for c in scene.containers.all() if c.driver == driver and key in c.layers]
 
 
-def _blob_is_whole(scene: Scene, origin: Origin) -> bool:
+def _blob_is_bad(scene: Scene, origin: Origin) -> str:
+    """Why the layer can't be made from its blob; "" where it can. One that a lazy driver never kept is fetched."""
+    content, digest = scene.images.content, origin.layer.digest
+    if not content.has(digest):
+        why = fetch_blob(scene, digest, [origin.image])
+        return f"is missing: {why}" if why else ""
     try:
-        return scene.images.content.intact(origin.layer.digest)
-    except (PyrunError, OSError):
-        return False
+        return "" if content.intact(digest) else "is damaged"
+    except (PyrunError, OSError) as error:
+        return f"can't be read: {error}"
 
 
 def _stack_mended_by(scene: Scene, driver: str, key: str) -> list[str]:

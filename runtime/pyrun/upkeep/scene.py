@@ -169,6 +169,18 @@ def origins(images: list[Image]) -> dict[str, Origin]:
     return found
 
 
+def needs_no_blob(scene: Scene, keys: list[str]) -> bool:
+    """Whether a lazy driver has the layer, by one of its keys: it fetches what is read, and no blob is kept."""
+    for layers in scene.shelves().all():
+        for key in keys:
+            try:
+                if records.read(f"{layers.path(key)}/meta.json")["verified"] is False:
+                    return True
+            except (OSError, PyrunError, KeyError, TypeError):
+                continue
+    return False
+
+
 def make(scene: Scene, driver: str, key: str, known: dict[str, Origin]) -> None:
     """Make the layer ``key`` of ``driver`` from its blob, and what it stands on; nothing where it is there.
 
