@@ -11,10 +11,10 @@ import stat
 import time
 
 from pyrun.errors import StorageError
-from pyrun.kernel import mount as m
 from pyrun.kernel import userns
 from pyrun.kernel.extents import unshared
 from pyrun.layers.dirs import Directories
+from pyrun.storage import tree as plain
 from pyrun.storage.contract import Usage
 
 TYPE_CHECKING = False
@@ -26,6 +26,8 @@ _O_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCT
 
 # An id that no host gives to anybody, for the trial of idmapped mounts only.
 _TRIAL_MAP = [userns.IdMap(0, 0x7FFD0000, 65536)]
+detached = plain.mount
+
 # The coarsest kernel clock ticks every 10 ms; ctimes come from it.
 _TICKS = 200
 
@@ -44,21 +46,6 @@ def empty(env: Env, name: str) -> str:
         os.makedirs(path, mode=0o755, exist_ok=True)
         own_root(path)
     return path
-
-
-def detached(path: str, *, readonly: bool, idmap: int | None) -> int:
-    """A detached mount of the directory ``path`` alone."""
-    fd = m.open_tree(m.AT_FDCWD, path, follow=False)
-    attributes = m.MOUNT_ATTR_RDONLY if readonly else 0
-    try:
-        if idmap is not None:
-            m.mount_setattr(fd, set=attributes | m.MOUNT_ATTR_IDMAP, userns=idmap)
-        elif attributes:
-            m.mount_setattr(fd, set=attributes)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 def idmap_trial(path: str) -> str:

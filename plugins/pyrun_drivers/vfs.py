@@ -14,6 +14,7 @@ from pyrun.errors import PyrunError
 from pyrun.kernel import mount as m
 from pyrun.layers.copy import copy_tree
 from pyrun.layers.remove import remove_tree
+from pyrun.storage import tree
 from pyrun.storage.contract import Caps, Driver, Verdict
 from pyrun.storage.locks import Staging
 
@@ -67,30 +68,14 @@ class VfsDriver(Driver):
 
     def ingest(self, blob: Blob, dest: str, parent: Layer | None) -> None:
         self._copy(parent, dest)
-        fd = os.open(f"{dest}/fs", trees.O_DIRECTORY)
-        try:
-            blob.unpack(fd, "apply")
-        finally:
-            os.close(fd)
+        tree.unpack(blob, f"{dest}/fs")
 
     def prepare(self, layers: Sequence[Layer], dest: str, size: int | None = None) -> None:
         self._copy(layers[-1] if layers else None, dest)
 
     def _copy(self, layer: Layer | None, dest: str) -> None:
         """``dest``/fs, a copy of the layer's tree, and the time at which it was one."""
-        os.mkdir(f"{dest}/fs", 0o755)
-        if layer is None:
-            trees.own_root(f"{dest}/fs")
-        else:
-            source = target = -1
-            try:
-                source = os.open(f"{layer.path}/fs", trees.O_DIRECTORY)
-                target = os.open(f"{dest}/fs", trees.O_DIRECTORY)
-                copy_tree(source, target)
-            finally:
-                for fd in (source, target):
-                    if fd >= 0:
-                        os.close(fd)
+        tree.copy(f"{layer.path}/fs" if layer else None, f"{dest}/fs")
         trees.mark(dest)
 
     def mount(self, layers: Sequence[Layer], rw: str | None, idmap: int | None = None) -> int:
