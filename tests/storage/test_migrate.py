@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -389,3 +390,56 @@ def test_the_api_says_what_was_done(changed: Pyrun) -> None:
     assert (again.before, again.layers, again.containers) == ("vfs", 0, [])
     with pytest.raises(StorageError, match="not installed"):
         engine.migrate("nonesuch")
+
+
+def test_a_container_that_could_not_be_started_there_is_pointed_out(changed: Pyrun, tmp_path: Path) -> None:
+    module = tmp_path / "plugin/copied_driver.py"
+    module.write_text(module.read_text().replace("Caps(chained=True)", "Caps(chained=True, idmap=False)"))
+    done = changed("storage", "migrate", "copied")
+    assert done.returncode == 0, done.stderr
+    assert "container changer has a user namespace of its own" in done.stderr
+
+
+def test_a_deeper_image_than_the_driver_mounts_is_refused_before_anything_is_written(
+    changed: Pyrun, tmp_path: Path
+) -> None:
+    module = tmp_path / "plugin/copied_driver.py"
+    module.write_text(module.read_text().replace("Caps(chained=True)", "Caps(chained=True, max_layers=2)"))
+    done = changed("storage", "migrate", "copied")
+    assert (done.returncode, driver_of(changed)) == (1, "overlay")
+    assert "at most 2" in done.stderr
+    assert layers_under(changed, "copied") == set()
+
+
+def test_snapshots_of_btrfs_are_moved_to_and_from_and_leave_nothing(changed: Pyrun) -> None:
+    """On a loop file system of its own, in a mount namespace of its own; every move compares the trees itself."""
+    if shutil.which("mkfs.btrfs") is None or "btrfs" not in Path("/proc/filesystems").read_text():
+        pytest.skip("needs btrfs in the kernel, and mkfs.btrfs (package btrfs-progs)")
+    script = """
+set -e
+truncate -s 300m image && mkfs.btrfs -q image
+mkdir disk && mount -o loop image disk
+cp -a "$STORE" disk/store
+pyrun() { "$PYRUN" --root "$PWD/disk/store" --state "$PWD/disk/state" "$@"; }
+for driver in btrfs vfs btrfs overlay; do
+    pyrun storage migrate -q $driver
+    pyrun run --rm changes cat /data/appended
+    pyrun system check -q --deep
+    btrfs subvolume list -o disk | wc -l
+done
+pyrun system prune -a -f
+"""
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+        cwd=changed.root.parent,
+        env={**changed.env, "STORE": str(changed.root), "PYRUN": changed.command},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": sound\n") == 4
+    snapshots = [int(line) for line in done.stdout.splitlines() if line.isdecimal()]
+    assert snapshots[0] == snapshots[2] > 0
+    assert snapshots[1] == snapshots[3] == 0
