@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -17,6 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from pyrun.cli.catalog import CATALOG, GroupEntry
+from pyrun.cli.group import load
+from pyrun.cli.session import Session
+from pyrun.storage.contract import Caps
 from support.pyrun import Pyrun, mounts_below, processes, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +85,46 @@ def test_the_wheel_has_the_driver_and_names_it(wheels: list[Path]) -> None:
         "pyrun_driver_example",
         "pyrun_driver_example-0.3.0.dist-info",
     }
+
+
+GUIDE = (ROOT / "docs/writing-a-driver.md").read_text()
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", GUIDE, re.M | re.S)
+
+
+def test_the_guide_shows_this_package_as_it_is() -> None:
+    source = EXAMPLE / "src/pyrun_driver_example"
+    shown = _blocks("python")
+    assert shown[0] == (source / "driver.py").read_text()
+    assert shown[1] == (source / "plugin.py").read_text()
+    assert shown[2] == (EXAMPLE / "tests/test_conformance.py").read_text()
+    assert _blocks("toml")[0] in (EXAMPLE / "pyproject.toml").read_text()
+    code = [line for line in shown[0].splitlines() if line and not line.startswith('"""')]
+    assert len(code) <= 30
+
+
+def test_the_guides_commands_are_commands() -> None:
+    lines = [line for block in _blocks("console") for line in block.splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("pyrun ")]
+    assert len(commands) > 7
+    for words in commands:
+        if words[0] == "--root":
+            words = words[2:]
+        table = CATALOG
+        while isinstance(entry := table[words[0]], GroupEntry):
+            table, words = entry.entries, words[1:]
+        load(words[0], entry).make_context(words[0], words[1:], obj=Session())
+
+
+def test_the_guide_names_every_capability_and_hook_and_every_case_class() -> None:
+    for name in Caps().as_dict():
+        assert f"| `{name}` |" in GUIDE
+    for hook in ("pyrun_storage_drivers", "pyrun_storage_choose", "pyrun_storage_event"):
+        assert hook in GUIDE
+    for target in re.findall(r"\]\((\.\./[^)]+)\)", GUIDE):
+        assert (ROOT / "docs" / target).exists(), target
 
 
 def test_it_is_listed_beside_the_built_in_drivers(pyrun: Pyrun) -> None:
