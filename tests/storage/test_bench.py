@@ -195,7 +195,8 @@ def test_an_ordinary_user_measures_in_a_directory(account: str, installation: Pa
         (["--csv", "/no/such/dir/x.csv"], 1, "can't write /no/such/dir/x.csv"),
         (["zfs"], 1, "there is no storage driver zfs"),
         (["overlay", "--storage-opt", "vfs.a=1"], 125, "none of the drivers to measure"),
-        (["-n", "0"], 125, "0"),
+        (["-n", "0"], 125, "--rounds 0 is not between 1 and 1000"),
+        (["--parallel", "1001"], 125, "--parallel 1001 is not"),
     ],
 )
 def test_a_mistake_shows_before_anything_is_measured(

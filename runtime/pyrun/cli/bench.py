@@ -15,6 +15,8 @@ from .output import document, write
 from .session import session
 from .table import aligned
 
+_MOST = 1000
+
 
 def bench(
     context: typer.Context,
@@ -22,7 +24,7 @@ def bench(
         list[str] | None, typer.Argument(metavar="[DRIVER...]", autocompletion=shared.complete_driver)
     ] = None,
     rounds: Annotated[
-        int, typer.Option("-n", "--rounds", metavar="N", min=1, help="How often to measure (default 3)")
+        int, typer.Option("-n", "--rounds", metavar="N", help="How often to measure (default 3)")
     ] = 3,
     size: Annotated[
         str,
@@ -35,9 +37,7 @@ def bench(
     ] = "medium",
     parallel: Annotated[
         int,
-        typer.Option(
-            "--parallel", metavar="N", min=1, max=1000, help="Containers to start at once (default 20)"
-        ),
+        typer.Option("--parallel", metavar="N", help="Containers to start at once (default 20)"),
     ] = 20,
     fs: Annotated[
         str,
@@ -49,14 +49,14 @@ def bench(
         ),
     ] = "",
     root: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--root",
             metavar="DIR",
-            help="Directory to work below (default /var/tmp)",
+            help="Directory to work below (default: of pyrun --root, else /var/tmp)",
             click_type=shared.complete_directory,
         ),
-    ] = "/var/tmp",
+    ] = None,
     csv: Annotated[
         str | None,
         typer.Option(
@@ -84,11 +84,15 @@ def bench(
     unless the driver wants another; they take turns. Nothing of the store is used. As an ordinary user, or with
     --fs none, a plain directory serves; nothing is read cold there.
     """
+    for option, number in (("--rounds", rounds), ("--parallel", parallel)):
+        if not 1 <= number <= _MOST:
+            raise UsageError(f"{option} {number} is not between 1 and {_MOST}")
     _check(size, fs, chart, csv)
     others = [option for option in storage_opt or () if names and option.partition(".")[0] not in names]
     if others:
         raise UsageError(f"--storage-opt {others[0]} is for none of the drivers to measure")
-    engine = session(context).engine(storage_opts=storage_opt or ())
+    found = session(context)
+    engine = found.engine(storage_opts=storage_opt or ())
 
     from ..lab.bench import bench as measure
     from ..lab.chart import chart as draw
@@ -96,7 +100,7 @@ def bench(
     from ..lab.place import Place
 
     shown = _Progress()
-    with Place(root) as env:
+    with Place(root or found.root or "/var/tmp") as env:
         try:
             report = measure(
                 names or (),
