@@ -16,7 +16,7 @@ from ..kernel.mount import MOUNT_ATTR_NODEV, mount_setattr
 from ..kernel.userns import read_map
 from ..sandbox import console, idrange
 from ..sandbox.box import Box
-from ..storage import records
+from ..storage import failpoints, records
 from ..storage.contract import Layer
 from ..storage.events import StorageEvent
 from . import spec as specs
@@ -93,7 +93,9 @@ def _run(
             idmap = box.userns if made.userns and not made.store.env.userns else None
             began = time.monotonic()
             layers = [Layer(id, made.store.layers.path(id)) for id in made.config["layers"]]
+            failpoints.reach("mount.begin")
             rootfs = driver.mount(layers, f"{made.directory}/rw", idmap)
+            failpoints.reach("mount.made")
             served = driver.server(rootfs)
             server = -1 if served is None else served
             # Device nodes come from the engine's /dev alone, never from an image.

@@ -20,7 +20,7 @@ import signal
 import time
 
 from ..errors import Conflict, ContainerError, NotFound, PyrunError, StorageError
-from ..storage import records
+from ..storage import failpoints, records
 from ..storage.layers import boot_id
 from ..storage.locks import Staging, lock_directory
 from . import claims
@@ -211,17 +211,20 @@ class Containers:
 
     def discard(self, id: str, name: str, driver: str, remove: Callable[[str, str], None]) -> None:
         """Remove a container that the caller has locked: record, name, writable layer, anonymous volumes."""
+        failpoints.reach("remove.begin")
         try:
             stage = self.staging.receive(f"{self.directory}/{id}", driver)
         except FileNotFoundError:
             claims.release(self.root, name, id)
         else:
+            failpoints.reach("remove.moved")
             try:
                 # After the rename: whoever clears up after this process finds the name in claim.json.
                 claims.release(self.root, name, id)
                 remove_container_tree(stage.path, driver, remove)
             finally:
                 stage.close()
+        failpoints.reach("remove.removed")
         self.unmark(id)
 
     def remove(self, id: str, *, force: bool, remove: Callable[[str, str], None]) -> None:

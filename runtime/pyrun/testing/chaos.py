@@ -61,8 +61,7 @@ CALLS = tuple(
     "fsopen fsconfig fsmount open_tree move_mount mount mount_setattr".split()
 )
 ERRORS = ("EIO", "ENOSPC")
-_EVERY = 40  # with `long`, a call is tried at its first and last so many moments
-_SOME = 4  # without, so many calls of an operation are tried
+_EVERY = 8  # with `long`, a call is tried at its first and last so many moments
 
 
 class Stage:
@@ -179,10 +178,12 @@ class ChaosCases:
 
     file_systems  kinds of file systems in a loop file to try, for the cases that break one; the first on which
                   the driver works is taken (with ``long`` also all others where disks fill up)
+    some          of how many system calls of an operation failures are tried, where not ``long``
     """
 
     long: ClassVar[bool]
     file_systems: ClassVar[Sequence[str]] = disks.LOOP_KINDS
+    some: ClassVar[int] = 4
 
     # --- death
 
@@ -258,7 +259,7 @@ class ChaosCases:
         made = [(call, count) for call, count in counts.items() if count]
         assert made, "the operation makes no system call that counts"
         if not self.long:
-            made = made[:: -(-len(made) // _SOME)]
+            made = made[:: -(-len(made) // self.some)]
         for number, (call, count) in enumerate(made):
             moments = range(1, count + 1)
             if self.long:
