@@ -3,17 +3,25 @@ on them."""
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import stat
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from pyrun.layers.pack import pack
+from pyrun.layers.unpack import unpack
 from pyrun.storage.changes import added, allocated, compare
+from pyrun.testing.trees import assert_same
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: owners and devices")
 
@@ -122,6 +130,21 @@ def test_a_further_name_of_an_unchanged_file_tells_the_file_too(trees: Trees) ->
     assert trees.changes() == ["add a", "add z", "modify d/one"]
 
 
+def test_equal_files_that_became_one_are_told(trees: Trees) -> None:
+    for path in (trees.below, trees.view):
+        shutil.copy2(path / "f", path / "e")
+    os.unlink(trees.view / "e")
+    os.link(trees.view / "f", trees.view / "e")
+    assert trees.changes() == ["modify e", "modify f"]
+
+
+def test_names_of_one_file_that_parted_are_told(trees: Trees) -> None:
+    for name in ("f1", "f2"):
+        os.link(trees.below / "f", trees.below / name)
+        shutil.copy2(trees.view / "f", trees.view / name)
+    assert trees.changes() == ["modify f1", "modify f2"]
+
+
 def test_names_that_were_one_file_before_and_are_so_now_are_no_change(trees: Trees) -> None:
     for path in (trees.below, trees.view):
         os.link(path / "f", path / "same")
@@ -223,3 +246,67 @@ def test_what_a_directory_takes_on_disk(tmp_path: Path) -> None:
     assert found.inodes == 5
     assert 1 << 20 <= found.bytes - empty.bytes < (1 << 20) + (1 << 16)
     assert allocated(str(tmp_path / "missing")).bytes == 0
+
+
+# --- any two trees
+
+_NAMES = st.sampled_from([b"a", b"b", b"c", b"\xff"])
+_FILES = st.builds(
+    lambda content, mode, mtime, inode: ("file", content, mode, mtime, inode),
+    st.sampled_from([b"", b"one", b"two"]),
+    st.sampled_from([0o644, 0o4755]),
+    st.sampled_from([MTIME, MTIME + 1]),
+    st.integers(0, 3),  # files of one number are one file: the first's
+)
+_LINKS = st.builds(lambda target: ("link", target), st.sampled_from([b"a", b"/etc"]))
+_FIFOS = st.just(("fifo",))
+_TREES = st.recursive(
+    st.dictionaries(_NAMES, _FILES | _LINKS | _FIFOS, max_size=3),
+    lambda below: st.dictionaries(_NAMES, _FILES | _LINKS | _FIFOS | below, max_size=4),
+    max_leaves=12,
+)
+
+
+def _make(top: bytes, tree: dict[bytes, Any], inodes: dict[int, bytes]) -> None:
+    os.mkdir(top)
+    for name, node in sorted(tree.items()):
+        path = top + b"/" + name
+        if isinstance(node, dict):
+            _make(path, node, inodes)
+        elif node[0] == "link":
+            os.symlink(node[1], path)
+            os.utime(path, ns=(MTIME, MTIME), follow_symlinks=False)
+        elif node[0] == "fifo":
+            os.mkfifo(path)
+            os.utime(path, ns=(MTIME, MTIME))
+        elif node[4] in inodes:
+            os.link(inodes[node[4]], path)
+        else:
+            _, content, mode, mtime, inode = node
+            if inode:  # those of number 0 have one name each
+                inodes[inode] = path
+            with open(path, "wb") as file:
+                file.write(content)
+            os.chmod(path, mode)
+            os.utime(path, ns=(mtime, mtime))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(_TREES, _TREES)
+def test_the_changes_of_any_tree_to_any_other_make_the_other_of_it(
+    below: dict[bytes, Any], view: dict[bytes, Any]
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="pyrun-changes-") as directory:
+        places = [f"{directory}/{name}" for name in ("below", "view")]
+        for place, tree in zip(places, (below, view), strict=True):
+            _make(os.fsencode(place), tree, {})
+        fds = [os.open(place, os.O_RDONLY | os.O_DIRECTORY) for place in places]
+        try:
+            layer = io.BytesIO()
+            pack(compare(*fds), fds[1], layer)
+            unpack(io.BytesIO(layer.getvalue()), fds[0], "apply")
+            assert_same(places[0], places[1])
+            assert list(compare(*fds)) == []
+        finally:
+            for fd in fds:
+                os.close(fd)

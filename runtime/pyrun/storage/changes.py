@@ -33,8 +33,8 @@ def compare(below: int, view: int, *, unchanged_since: int | None = None) -> Ite
     ``view`` whose ctime is not later, when the caller knows they were copies then. A directory's own mtime
     alone is no change. What vanishes from ``view`` meanwhile is left out, or told as deleted.
 
-    A file that got a further name is told as modified under the names that it had, so that a layer holds
-    all of them and can say that they are one file; these changes come last.
+    Where other names are one file than were before, those that are unchanged in themselves are told as
+    modified, too: a layer can say what is one file only of what it holds. These changes come last.
     """
     links = _Links()
     with _Trees(below, view) as trees:
@@ -69,22 +69,32 @@ class _Trees:
 
 
 class _Links:
-    """The files of the view that have several names: which of these changed and which did not."""
+    """Which names were one file below, and which are one in the view."""
 
     def __init__(self) -> None:
-        self.changed: set[tuple[int, int]] = set()
-        self.unchanged: dict[tuple[int, int], list[bytes]] = {}
+        # By inode of the view: names, with their inode below where they are unchanged.
+        self.files: dict[tuple[int, int], list[tuple[bytes, tuple[int, int] | None]]] = {}
 
-    def note(self, path: bytes, found: os.stat_result, changed: bool) -> None:
-        key = (found.st_dev, found.st_ino)
-        if changed:
-            self.changed.add(key)
-        else:
-            self.unchanged.setdefault(key, []).append(path)
+    def note(self, path: bytes, old: os.stat_result | None, new: os.stat_result, changed: bool) -> None:
+        if new.st_nlink > 1 or (old is not None and old.st_nlink > 1):
+            before = (old.st_dev, old.st_ino) if old is not None and not changed else None
+            self.files.setdefault((new.st_dev, new.st_ino), []).append((path, before))
 
     def changes(self) -> Iterator[Change]:
-        names = (path for key, paths in self.unchanged.items() if key in self.changed for path in paths)
-        for path in sorted(names):
+        """The unchanged names that a layer must have all the same, to show what is one file and what is not."""
+        told: list[bytes] = []
+        keeps: set[tuple[int, int]] = set()
+        for names in self.files.values():
+            before = {inode for _, inode in names}
+            if None in before or len(before) > 1:
+                # It got a name that it did not have.
+                told += [path for path, inode in names if inode is not None]
+            elif before <= keeps:
+                # It was one file with another, which stays what it is below.
+                told += [path for path, _ in names]
+            else:
+                keeps |= {inode for inode in before if inode is not None}
+        for path in sorted(told):
             yield Change(path, "modify")
 
 
@@ -119,9 +129,9 @@ def _walk(trees: _Trees, where: bytes, is_below: bool, since: int | None, links:
         changed = old is None or _differs(below, view, name, old, new, since)
         if changed:
             yield Change(path, "add" if old is None else "modify")
-        if new.st_nlink > 1 and not stat.S_ISDIR(new.st_mode):
-            links.note(path, new, changed)
-        if stat.S_ISDIR(new.st_mode):
+        if not stat.S_ISDIR(new.st_mode):
+            links.note(path, old, new, changed)
+        else:
             both = old is not None and stat.S_ISDIR(old.st_mode)
             try:
                 stack.append((path, both, _names(trees, path, both)))
