@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.account import as_account
 from support.plugins import install
 from support.pyrun import Pyrun
 
 # Overlay, but for one file of each layer that has it.
 _CARELESS = """
 import os
+import pwd
 from pyrun.storage.hookspecs import hookimpl
 from pyrun_drivers.overlay import OverlayDriver
 
@@ -122,3 +125,24 @@ def test_what_can_not_be_compared_is_an_error_of_its_own_code(
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(fresh.root.glob(".compare-*"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make an account for the test")
+def test_an_ordinary_user_compares_in_a_user_namespace(
+    account: str, installation: Path, mirror: Path, base: Path
+) -> None:
+    entry = pwd.getpwnam(account)
+    home = base / "compare-home"
+    home.mkdir()
+    os.chown(home, entry.pw_uid, entry.pw_gid)
+    user = Pyrun(
+        home / "store", home / "state", prefix=as_account(account),
+        env={"HOME": str(home), "CONTAINERS_REGISTRIES_CONF": str(mirror)},
+    )  # fmt: skip
+    user.command = str(installation / "bin/pyrun")
+    # The image is fetched first; what the fetching says is no part of either container's output.
+    script = "rm -r /tmp; mkdir /tmp; echo x >/new; chown 5:6 /new; id -u"
+    done = user("storage", "compare", "overlay", "vfs", "--", "busybox", "sh", "-c", script)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "No differences." in done.stdout
+    assert not list(user.root.glob(".compare-*"))

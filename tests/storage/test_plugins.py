@@ -14,7 +14,7 @@ from pyrun.storage.events import StorageEvent
 from pyrun.storage.hookspecs import hookimpl
 from pyrun.storage.plugins import Plugins
 from support.plugins import install
-from support.pyrun import Pyrun
+from support.pyrun import Pyrun, terminal
 
 _HOOK = "from pyrun.storage.hookspecs import hookimpl\n"
 _DRIVER = (
@@ -373,3 +373,19 @@ def test_a_class_whose_name_raises_is_broken_alone() -> None:
     found = {f.driver: f for f in Plugins({"mine": Offers()}).drivers()}
     assert found[_Copying].name == "copying"
     assert any("not today" in f.broken for f in Plugins({"mine": Offers()}).drivers())
+
+
+def test_on_a_terminal_the_doctor_wraps_what_it_says(fresh: Pyrun, tmp_path: Path) -> None:
+    why = "a reason of very many words, as they come, " * 20
+    install(
+        tmp_path, "acme", _DRIVER.format(probe=f"return Verdict(False, {why!r}, 'fix this')", ingest="pass")
+    )
+    fresh.env["PYTHONPATH"] = str(tmp_path)
+    with terminal(fresh, "storage", "doctor", size=(24, 100)) as window:
+        assert window.wait(60) == 0
+        lines = window.output.decode().split("\r\n")
+    assert all(len(line) <= 100 for line in lines), lines
+    assert re.match(r"acme +no +a reason of", next(line for line in lines if line.startswith("acme")))
+    assert any("fix this" in line for line in lines)
+    said = " ".join(" ".join(lines).split())
+    assert said.count("very many") >= 19

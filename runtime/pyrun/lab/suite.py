@@ -20,7 +20,7 @@ from ..layers.remove import remove_tree
 from ..storage.contract import Driver, Env, typed_options
 from ..storage.guard import verdict_of
 from ..storage.plugins import Plugins
-from ..storage.store import make_directories
+from ..storage.store import ORDER, make_directories
 from .child import call
 
 # Driver, options, root, whether it must work, whether at full length.
@@ -85,8 +85,13 @@ def find(name: str) -> type[Driver]:
 
 
 def installed() -> list[type[Driver]]:
-    """Every sound driver's class, usable here or not, in order of their names."""
-    return sorted((f.driver for f in Plugins().drivers() if f.driver), key=lambda driver: driver.name)
+    """Every sound driver's class, usable here or not: in the order in which a new store would take them, then by
+    name."""
+
+    def place(driver: type[Driver]) -> tuple[int, str]:
+        return (ORDER.index(driver.name) if driver.name in ORDER else len(ORDER), driver.name)
+
+    return sorted((found.driver for found in Plugins().drivers() if found.driver), key=place)
 
 
 def run(
