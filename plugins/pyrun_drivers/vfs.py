@@ -7,12 +7,14 @@ the copies share their blocks (FICLONE: xfs, btrfs), and only names and attribut
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from errno import EINVAL, ENOSYS, ENOTTY, EOPNOTSUPP, EXDEV
 
 from pyrun.errors import PyrunError
 from pyrun.kernel import mount as m
 from pyrun.layers.copy import copy_tree
+from pyrun.layers.dirs import Directories
 from pyrun.layers.remove import remove_tree
 from pyrun.storage import tree
 from pyrun.storage.contract import Caps, Driver, Verdict
@@ -72,6 +74,8 @@ class VfsDriver(Driver):
 
     def prepare(self, layers: Sequence[Layer], dest: str, size: int | None = None) -> None:
         self._copy(layers[-1] if layers else None, dest)
+        with open(f"{dest}/places", "w") as file:
+            json.dump({os.fsdecode(name): inode for name, inode in _places(f"{dest}/fs")}, file)
 
     def _copy(self, layer: Layer | None, dest: str) -> None:
         """``dest``/fs, a copy of the layer's tree, and the time at which it was one."""
@@ -87,12 +91,14 @@ class VfsDriver(Driver):
     def changes(
         self, layers: Sequence[Layer], rw: str, view: int, idmap: int | None = None
     ) -> Iterator[Change]:
-        """As the default, but files that nobody touched since they were copied are not read."""
+        """As the default, but files that nobody touched or moved since they were copied are not read."""
         from pyrun.storage.changes import compare
 
+        with open(f"{rw}/places") as file:
+            places = {os.fsencode(name): inode for name, inode in json.load(file).items()}
         below = self.mount(layers, None, idmap)
         try:
-            yield from compare(below, view, unchanged_since=trees.marked(rw))
+            yield from compare(below, view, unchanged_since=trees.marked(rw), places=places)
         finally:
             os.close(below)
 
@@ -111,6 +117,25 @@ class VfsDriver(Driver):
             remove(path)
         else:
             super().remove(path)
+
+
+def _places(path: str) -> Iterator[tuple[bytes, int]]:
+    """Root-relative name and inode number of every directory in the tree ``path``."""
+    top = os.open(path, trees.O_DIRECTORY)
+    tree = Directories(top)
+    todo = [b""]
+    try:
+        while todo:
+            where = todo.pop()
+            with os.scandir(tree.open(where)) as found:
+                for entry in found:
+                    if entry.is_dir(follow_symlinks=False):
+                        base = os.fsencode(entry.name)
+                        todo.append(where + b"/" + base if where else base)
+                        yield todo[-1], entry.inode()
+    finally:
+        tree.close()
+        os.close(top)
 
 
 def _is_btrfs(path: str) -> bool:

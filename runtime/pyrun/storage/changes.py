@@ -14,7 +14,7 @@ from .contract import Change, Usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _O_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _O_HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -24,14 +24,22 @@ _CHUNK = 1 << 20
 _PRIVATE = ("trusted.overlay.", "user.overlay.", "security.selinux")
 
 
-def compare(below: int, view: int, *, unchanged_since: int | None = None) -> Iterator[Change]:
+def compare(
+    below: int,
+    view: int,
+    *,
+    unchanged_since: int | None = None,
+    places: Mapping[bytes, int] | None = None,
+) -> Iterator[Change]:
     """The changes that turn the tree of directory ``below`` into that of ``view``, both mounts with the same
     id mapping. Sorted by path, a directory before what is in it.
 
     Files are the same where type, mode, owner, size, mtime, link target, device and extended attributes are,
-    and the content: it is read where the ctimes differ. ``unchanged_since`` (ns) spares that for files of
-    ``view`` whose ctime is not later, when the caller knows they were copies then. A directory's own mtime
-    alone is no change. What vanishes from ``view`` meanwhile is left out, or told as deleted.
+    and the content: it is read where the ctimes or the inode numbers differ. ``unchanged_since`` (ns) spares
+    that for files of ``view`` whose ctime is not later, when the caller knows they were copies then; ``places``
+    are the inode numbers that the view's directories had at that time, for to move a directory does not touch
+    what is in it. A directory's own mtime alone is no change. What vanishes from ``view`` meanwhile is left out,
+    or told as deleted.
 
     Where other names are one file than were before, those that are unchanged in themselves are told as
     modified, too: a layer can say what is one file only of what it holds. These changes come last.
@@ -41,7 +49,7 @@ def compare(below: int, view: int, *, unchanged_since: int | None = None) -> Ite
         one, two = trees.below.open(b""), trees.view.open(b"")
         if _attributes_differ(one, two, os.fstat(one), os.fstat(two)):
             yield Change(b"", "modify")
-        yield from _walk(trees, b"", True, unchanged_since, links)
+        yield from _walk(trees, b"", True, unchanged_since, links, places)
     yield from links.changes()
 
 
@@ -102,12 +110,20 @@ def _open(fd: int) -> int:
     return os.open(".", _O_DIRECTORY, dir_fd=fd)
 
 
-def _walk(trees: _Trees, where: bytes, is_below: bool, since: int | None, links: _Links) -> Iterator[Change]:
+def _walk(
+    trees: _Trees,
+    where: bytes,
+    is_below: bool,
+    since: int | None,
+    links: _Links,
+    places: Mapping[bytes, int] | None = None,
+) -> Iterator[Change]:
     """Compare directory ``where`` of both trees; ``is_below`` False takes the lower one for empty."""
-    # An explicit stack of (directory, whether it is below, names to do): a tree may be as deep as it likes.
-    stack = [(where, is_below, _names(trees, where, is_below))]
+    # An explicit stack of (directory, whether it is below, since when what is in it is unchanged, names to do): a
+    # tree may be as deep as it likes.
+    stack = [(where, is_below, since, _names(trees, where, is_below))]
     while stack:
-        where, is_below, names = stack[-1]
+        where, is_below, since, names = stack[-1]
         if not names:
             stack.pop()
             continue
@@ -133,8 +149,10 @@ def _walk(trees: _Trees, where: bytes, is_below: bool, since: int | None, links:
             links.note(path, old, new, changed)
         else:
             both = old is not None and stat.S_ISDIR(old.st_mode)
+            if places is not None and places.get(path) != new.st_ino:
+                since = None
             try:
-                stack.append((path, both, _names(trees, path, both)))
+                stack.append((path, both, since, _names(trees, path, both)))
             except (FileNotFoundError, NotADirectoryError):
                 continue
 
@@ -173,7 +191,10 @@ def _differs(
         if kind == stat.S_IFREG:
             if old.st_size != new.st_size:
                 return True
-            if old.st_ctime_ns == new.st_ctime_ns or (since is not None and new.st_ctime_ns <= since):
+            # Two files of one layer may have one ctime, and change places with their directories.
+            if old.st_ctime_ns == new.st_ctime_ns and old.st_ino == new.st_ino:
+                return False
+            if since is not None and new.st_ctime_ns <= since:
                 return False
         return _xattrs(below, name) != _xattrs(view, name) or (
             kind == stat.S_IFREG and _content_differs(below, view, name)

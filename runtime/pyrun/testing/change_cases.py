@@ -227,6 +227,28 @@ class ChangeCases:
                 return
             assert told(pair.root.changes()) == expected
 
+    def test_55a_directories_of_files_that_look_alike_change_places(self, rig: Rig) -> None:
+        """Same names, sizes and times, made in one instant: only the content tells them apart."""
+        if not rig.caps.rename_dir:
+            pytest.skip("the driver can't rename directories of a layer, as it declares")
+        names = ("one", "two", "all/three", "all/four")
+        layers = rig.stack(
+            tar(Dir("all"), *(m for n in names for m in (Dir(n), File(f"{n}/f", n[-3:].encode()))))
+        )
+        with rig.rootfs(layers) as root:
+            for one, two in (names[:2], names[2:]):
+                os.rename(f"{root.path}/{one}", f"{root.path}/aside")
+                os.rename(f"{root.path}/{two}", f"{root.path}/{one}")
+                os.rename(f"{root.path}/aside", f"{root.path}/{two}")
+            assert told(root.changes()) == ["M all/four/f", "M all/three/f", "M one/f", "M two/f"]
+            layers.append(rig.ingest(root.commit(), layers[-1]))
+        with rig.view(rig.layers.mended(layers)) as view:
+            found = []
+            for name in names:
+                with open(f"{view.path}/{name}/f") as file:
+                    found.append(file.read())
+            assert found == ["two", "one", "our", "ree"]
+
     @pytest.mark.parametrize("what", _REVERTED)
     def test_56_what_was_undone_is_no_change(self, rig: Rig, what: str) -> None:
         with twins(rig, LOWER, MERGED) as pair:
