@@ -67,5 +67,5 @@ def test_an_ordinary_user_runs_the_suite(driver: str, account: str, installation
     done = subprocess.run([*command, "test_mine.py"], env=env, capture_output=True, text=True, timeout=390)
     assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}"
     assert " passed" in done.stdout
-    assert "failed" not in done.stdout
+    assert " failed" not in done.stdout
     assert root.name == "disk" or not root.exists()
