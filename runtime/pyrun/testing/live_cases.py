@@ -56,7 +56,6 @@ def write(path: str, content: bytes, flags: int = os.O_WRONLY | os.O_CREAT | os.
         os.close(fd)
 
 
-_FLAGS = ("O_CREAT", "O_EXCL", "O_TRUNC", "O_APPEND", "O_NOFOLLOW", "O_DIRECTORY")
 _COMBINATIONS = (
     "",
     "O_CREAT",

@@ -10,7 +10,7 @@ from errno import errorcode
 from typing import Any
 
 from ..storage.contract import Layer
-from ..storage.tarblob import TarBlob
+from .oracle import apply
 from .rig import Rig, Rootfs
 from .trees import Tree, difference, snapshot
 
@@ -32,11 +32,7 @@ class Twins:
         self.made: list[Layer] = []
         for tar in tars:
             self.made.append(rig.ingest(tar, self.made[-1] if self.made else None))
-            top = os.open(self.plain, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                TarBlob(tar).unpack(top, "apply")
-            finally:
-                os.close(top)
+            apply(tar, self.plain)
         self.layers = rig.layers.mended(self.made)
         self.rw = rig.prepare(self.layers)
         self.began = time.time_ns() - 100_000_000  # the kernel's clock for files is a little behind
