@@ -40,8 +40,10 @@ from .twins import twins
 
 
 def told(changes: Sequence[Change]) -> list[str]:
-    """Changes in the form of the tables of `operations`, sorted by name. The order in which a driver tells them must have
-    a directory before what is in it, and each name once."""
+    """Changes in the form of the tables of `operations`, sorted by name.
+
+    The order in which a driver tells them must have a directory before what is in it, and each name once.
+    """
     seen: set[bytes] = set()
     for change in changes:
         assert change.path not in seen, f"{change.path!r} is told twice"
