@@ -7,6 +7,7 @@ not to a common scale. Colours (of Okabe and Ito, told apart by everybody) repea
 from __future__ import annotations
 
 import io
+import textwrap
 from xml.sax.saxutils import escape
 
 from ..errors import Unsupported
@@ -26,6 +27,7 @@ _BAR = 13
 _STEP = 19
 _TITLE = 26  # of a panel
 _TOP = 88
+_NOTE = 150  # characters of a line below the panels
 _SCALE = 2  # pixels a unit in a PNG
 
 
@@ -115,7 +117,7 @@ def chart(report: Report) -> Canvas:
     panel = _TITLE + drivers * _STEP + 18
     rows = (len(report.measures) + 1) // 2
     rounds = "1 round" if report.rounds == 1 else f"medians of {report.rounds} rounds"
-    said = notes(report)[1:]
+    said = [line for text in notes(report)[1:] for line in textwrap.wrap(text, _NOTE)]
     height = _TOP + rows * panel + 16 * len(said) + 16
     canvas = Canvas(_WIDTH, height, "pyrun storage drivers compared", _description(report))
     canvas.text(_MARGIN, 42, "pyrun storage drivers", size=20, bold=True)
