@@ -7,7 +7,9 @@ top as it does over extracted layers; see `pyrun_drivers.overlay` for its option
 backing   "file": the kernel reads the two files itself (Linux 6.12); "loop": through loop devices (6.4).
           "auto" takes files where mounts of them can be cloned (6.15), else loop devices, else files
 directio  the kernel reads the tar around the page cache, which then holds a file's content once, not twice
-          (6.15). "auto": where a trial of it worked
+          (6.15). Off: a pulled image is in the page cache already, and reading ahead in the tar reads its
+          neighbours. Of 70,000 files of 496 MiB, all were read in 2 s after a pull and 6 s from a cold disk;
+          with directio in 15 s, and 500 MiB of page cache less
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class ErofsDriver(OverlayDriver):
     Options: ClassVar[Mapping[str, Option]] = {
         **OverlayDriver.Options,
         "backing": ("auto", FILE, LOOP),
-        "directio": ("auto", "on", "off"),
+        "directio": False,
     }
 
     # Layers and what is written lie on different file systems: inode numbers stay with files, all the same.

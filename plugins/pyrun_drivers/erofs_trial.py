@@ -60,8 +60,7 @@ def _probe(
     found = _backing(f"{place}/base", options)
     if isinstance(found, Verdict):
         return found
-    directio = "on" if found["directio"] else "off"
-    verdict = over(env, {**options, "backing": found["backing"], "directio": directio, "place": place})
+    verdict = over(env, {**options, "backing": found["backing"], "place": place})
     if verdict.ok:
         verdict.found.update(found)
         verdict.why = f"{_told(found)}; {verdict.why}"
@@ -70,7 +69,7 @@ def _probe(
 
 def lowers(options: Mapping[str, Any]) -> list[overlay.Lower]:
     """What `pyrun_drivers.overlay` tries its features on: layers of this driver, by the ``options`` of `_probe`."""
-    place, backing, directio = options["place"], options["backing"], options["directio"] == "on"
+    place, backing, directio = options["place"], options["backing"], options["directio"]
 
     def mounted(path: str) -> Callable[[], int]:
         return lambda: erofs_mounts.mount(path, backing, directio=directio)
@@ -127,20 +126,18 @@ def _backing(layer: str, options: Mapping[str, Any]) -> dict[str, Any] | Verdict
             break
     if usable is None:
         return Verdict(False, "; ".join(reasons), _OLD)
-    if usable["backing"] == FILE and options["directio"] != "off":
-        try:
-            _, problem = _mounted(layer, FILE, directio=True)
-        except OSError as error:
-            problem = error.strerror or str(error)
-        usable["directio"] = not problem
-    else:
+    if options["directio"]:
         problem = "loop devices have none"
-    if options["directio"] == "on" and problem:
-        return Verdict(
-            False,
-            f"the option directio=on does not work here: {problem}",
-            "Leave it to the trial: erofs.directio=auto.",
-        )
+        if usable["backing"] == FILE:
+            try:
+                _, problem = _mounted(layer, FILE, directio=True)
+            except OSError as error:
+                problem = error.strerror or str(error)
+        if problem:
+            return Verdict(
+                False, f"the option directio does not work here: {problem}", "Leave erofs.directio off."
+            )
+        usable["directio"] = True
     return usable
 
 
