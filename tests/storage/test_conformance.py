@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,7 +57,8 @@ class TestVfs(_OnDisk):
 @pytest.fixture(scope="module")
 def btrfs(base: Path) -> Iterator[str]:
     """A btrfs in a file."""
-    image, place = base / "btrfs.img", base / "btrfs"
+    above = Path(tempfile.mkdtemp(prefix="btrfs-", dir=base))
+    image, place = above / "image", above / "mounted"
     with image.open("wb") as file:
         file.truncate(2 << 30)
     place.mkdir()
@@ -67,6 +69,7 @@ def btrfs(base: Path) -> Iterator[str]:
         assert sorted(os.listdir(place)) == []
     finally:
         subprocess.run(["umount", place], check=True)
+        image.unlink()
 
 
 class TestBtrfs(_OnDisk):
