@@ -8,6 +8,7 @@ import os
 import platform
 import pwd
 import re
+import shutil
 import subprocess
 import tempfile
 import xml.etree.ElementTree as ElementTree
@@ -106,6 +107,8 @@ def test_what_copying_costs_shows(pyrun: Pyrun, place: Path) -> None:
 @root_only
 @pytest.mark.parametrize("kind", ["btrfs", "xfs"])
 def test_other_file_systems_by_request(pyrun: Pyrun, place: Path, kind: str) -> None:
+    if not shutil.which(f"mkfs.{kind}"):
+        pytest.skip(f"mkfs.{kind} is not installed")
     done = _bench(pyrun, place, "overlay", "--fs", kind, "--format", "json")
     assert done.returncode == 0, done.stderr
     (driver,) = json.loads(done.stdout)["Drivers"]
@@ -144,6 +147,7 @@ def pyrun_storage_drivers():
 
 
 @root_only
+@pytest.mark.skipif(not shutil.which("mkfs.xfs"), reason="mkfs.xfs is not installed")
 def test_a_driver_gets_the_file_system_it_wants_and_what_works_nowhere_is_left_out(
     pyrun: Pyrun, place: Path, tmp_path: Path
 ) -> None:
@@ -233,6 +237,20 @@ def test_a_failure_in_a_measurement_is_told_and_cleared_up(pyrun: Pyrun, place: 
     assert done.returncode == 1
     assert "lost" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@root_only
+def test_where_no_file_system_can_be_mounted_it_says_what_else_there_is(
+    pyrun: Pyrun, place: Path, tmp_path: Path
+) -> None:
+    losetup = tmp_path / "losetup"
+    losetup.write_text("#!/bin/sh\necho 'losetup: cannot find an unused loop device' >&2; exit 1\n")
+    losetup.chmod(0o755)
+    pyrun.env["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    done = _bench(pyrun, place, "overlay")
+    assert done.returncode == 1
+    assert "cannot find an unused loop device" in done.stderr
+    assert "--fs none" in done.stderr
 
 
 # --- figures and pictures

@@ -239,8 +239,13 @@ class _Bench:
             self.progress(f"trying {', '.join(driver.name for driver in todo)} on {kind}")
             try:
                 found = self._tried(todo, options, kind)
-            except Unsupported as error:  # no tools for a further kind
-                report.notes.append(f"{kind}: {error.message}")
+            except (
+                Unsupported,
+                StorageError,
+            ) as error:  # no tools for a further kind, or no such file system
+                if kind == kinds[0]:
+                    raise
+                report.notes.append(f"{kind} was not tried: {error.message}")
                 continue
             for driver in todo:
                 if found[driver.name]:

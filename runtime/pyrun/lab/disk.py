@@ -108,5 +108,8 @@ def _run(program: str, *arguments: str) -> str:
         timeout=120,
     )
     if done.returncode:
-        raise StorageError(f"{program} failed: {done.stderr.strip() or f'exit code {done.returncode}'}")
+        raise StorageError(
+            f"{program} failed: {done.stderr.strip() or f'exit code {done.returncode}'}",
+            hint="--fs none measures in a directory, as it is.",
+        )
     return done.stdout
