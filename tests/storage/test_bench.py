@@ -25,7 +25,7 @@ from pyrun.lab.figures import as_csv, human, notes, table
 from pyrun.lab.program import program
 from support.account import as_account
 from support.plugins import install
-from support.pyrun import Pyrun, mounts_below, processes
+from support.pyrun import Pyrun, mounts_below, processes, wait_for
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a file system of its own")
 MEASURES = [measure.key for measure in measures(sample.SIZES["tiny"], 20)]
@@ -251,6 +251,18 @@ def test_where_no_file_system_can_be_mounted_it_says_what_else_there_is(
     assert done.returncode == 1
     assert "cannot find an unused loop device" in done.stderr
     assert "--fs none" in done.stderr
+
+
+@root_only
+def test_sigterm_leaves_nothing(pyrun: Pyrun, place: Path) -> None:
+    work = place / "work"
+    process = pyrun.start("storage", "bench", "overlay", "--root", str(work), "--size", "small",
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    try:
+        wait_for(lambda: list(work.glob(".bench-*/disk")), "there is a disk to measure on")
+    finally:
+        process.terminate()
+    assert process.wait(60) == 143
 
 
 # --- figures and pictures

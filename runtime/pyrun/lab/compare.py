@@ -27,6 +27,7 @@ from ..layers.names import shown
 from ..layers.remove import remove_tree
 from ..storage.contract import Layer
 from ..testing.trees import Node, Tree, snapshot
+from .place import clear_up_on_sigterm
 
 _ENGINE_FAILED = 125
 _SHOWN = 1 << 20  # bytes of output that are compared line by line
@@ -120,6 +121,7 @@ def compare(
 
     Raises `StorageError` where a driver can't be used, or the container can't be made.
     """
+    clear_up_on_sigterm()
     env = engine._enter()
     engine._make_root()
     place = tempfile.mkdtemp(prefix=".compare-", dir=env.root)

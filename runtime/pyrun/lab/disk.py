@@ -37,14 +37,12 @@ class Disk:
         self.kind = kind
         self.image = f"{directory}/disk.img"
         self.path = f"{directory}/disk"
-        self._device = ""
 
     def __enter__(self) -> Disk:
         with open(self.image, "wb") as file:
             file.truncate(_BYTES)
         try:
             _run(*_MAKE[self.kind], self.image)
-            self._device = _run("losetup", "--find", "--show", "--direct-io=on", self.image).strip()
             os.mkdir(self.path)
             self.mount()
         except BaseException:
@@ -55,15 +53,17 @@ class Disk:
     def __exit__(self, *exc: object) -> None:
         if os.path.ismount(self.path):
             self.unmount()
-        if self._device:
-            _run("losetup", "--detach", self._device)
         if os.path.exists(self.path):
             os.rmdir(self.path)
         os.unlink(self.image)
 
     def mount(self) -> None:
         options = ["-o", _OPTIONS[self.kind]] if _OPTIONS[self.kind] else []
-        _run("mount", "-t", self.kind, *options, self._device, self.path)
+        device = _run("losetup", "--find", "--show", "--direct-io=on", self.image).strip()
+        try:
+            _run("mount", "-t", self.kind, *options, device, self.path)
+        finally:
+            _run("losetup", "--detach", device)  # with the last mount: also when this process is killed
 
     def unmount(self) -> None:
         """Write everything out and forget it: afterwards nothing of the file system is in memory. Raises

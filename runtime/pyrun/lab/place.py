@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 
 from ..errors import StorageError
 from ..sandbox import rootless
 from ..storage.contract import Env
 from ..testing.rig import environment
+
+
+def clear_up_on_sigterm() -> None:
+    """Let SIGTERM end this process as an exception does, so that what was made is removed; its exit code is what a
+    shell would say of the signal."""
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 class Place:
@@ -22,6 +34,7 @@ class Place:
         self._made: list[str] = []
 
     def __enter__(self) -> Env:
+        clear_up_on_sigterm()
         try:
             missing = []
             path = self.root
