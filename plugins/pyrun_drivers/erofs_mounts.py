@@ -110,7 +110,7 @@ class Mounts:
                 os.close(made)
                 raise
             self._kept[path] = made, now
-            self._tell()
+            self._tell("" if kept else path)
             return clone
 
     def forget_removed(self) -> None:
@@ -134,8 +134,9 @@ class Mounts:
 
     # --- other processes
 
-    def _tell(self) -> None:
-        """Write which mounts we keep, one a line: fd, device, and which index of which layer."""
+    def _tell(self, added: str = "") -> None:
+        """Write which mounts we keep, one a line: fd, device, and which index of which layer. ``added``: the
+        path of the only new one."""
         global _number
         if self._told_by != os.getpid():
             # A forked child's copy of the file is its parent's.
@@ -148,10 +149,6 @@ class Mounts:
                 os.close(self._told)
                 self._told = -1
             return
-        lines = [
-            f"{fd} {os.fstat(fd).st_dev}/{identity}/{os.path.basename(path)}\n"
-            for path, (fd, identity) in self._kept.items()
-        ]
         try:
             if self._told < 0:
                 _number += 1
@@ -160,11 +157,19 @@ class Mounts:
                 for file in os.listdir(self._place)[:_LOOKED_AT]:
                     self._read(file)
                 self._told = _locked(self._path())
-            os.ftruncate(self._told, 0)
-            os.pwrite(self._told, "".join(lines).encode(), 0)
+                added = ""
+            if added:
+                os.write(self._told, self._line(added))
+            else:
+                os.ftruncate(self._told, 0)
+                os.write(self._told, b"".join(map(self._line, self._kept)))
         except OSError:
             # A full disk, say. The layer is mounted; others mount it for themselves.
             pass
+
+    def _line(self, path: str) -> bytes:
+        fd, identity = self._kept[path]
+        return f"{fd} {os.fstat(fd).st_dev}/{identity}/{os.path.basename(path)}\n".encode()
 
     def _path(self) -> str:
         return f"{self._place}/{self._told_by}.{self._told_as}"
@@ -225,7 +230,7 @@ def _identity(path: str) -> str:
 def _locked(path: str) -> int:
     """The file ``path``, made and locked; whoever looks meanwhile may take it for a dead process's."""
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             if os.fstat(fd).st_nlink:

@@ -6,7 +6,9 @@ one pass over the stream. A layer means here what it means to `pyrun.layers.unpa
 same entries are refused, and whiteouts are character devices 0/0. The kernel parses what is written here, never
 what a registry sent.
 
-The same tar always gives the same index.
+The same tar always gives the same index. One thing differs from an extracted file: what a memory mapping shows
+behind the end of a file in its last block is the tar's padding, which is zeros unless the layer's maker wanted
+otherwise.
 """
 
 from __future__ import annotations
