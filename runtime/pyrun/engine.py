@@ -498,7 +498,8 @@ class Engine:
             if found is None:
                 from .images.blob import StoredBlob
 
-                found = store.layers.ingest(StoredBlob(self._images().content, layer), parent)
+                inner = layer is not image.layers[-1]
+                found = store.layers.ingest(StoredBlob(self._images().content, layer), parent, inner=inner)
             layers.append(found)
             parent = found
         layers = store.layers.mended(layers)

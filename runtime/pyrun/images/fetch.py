@@ -54,7 +54,7 @@ class LayerFetch:
 
         def use(blob: LayerBlob) -> None:
             if self._layers.chained:
-                self._layers.ingest(blob, self.parent)
+                self._layers.ingest(blob, self.parent, inner=True)
             else:
                 self._layers.ingest(blob)
 

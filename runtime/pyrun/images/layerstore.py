@@ -27,8 +27,12 @@ class LayerStore(Protocol):
     def unpacked(self, key: str, /) -> int:
         """Bytes of the tar stream the layer was made from."""
 
-    def ingest(self, blob: Blob, parent: Layer | None = None, /) -> Layer:
-        """Make the layer, or wait for a process that is making it; ``blob`` may be left unread then."""
+    def ingest(self, blob: Blob, parent: Layer | None = None, /, *, inner: bool = False) -> Layer:
+        """Make the layer, or wait for a process that is making it; ``blob`` may be left unread then. ``inner``:
+        it is not the image's topmost."""
+
+    def complete(self, key: str, /) -> None:
+        """Do for the topmost layer what is left out for an inner one."""
 
     def sync(self) -> None:
         """Put every layer made so far on disk."""

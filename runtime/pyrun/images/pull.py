@@ -89,6 +89,8 @@ class _Pull:
         newer = self._newer(resolved)
         image = self._record(resolved, keys)
         if newer or fetched:
+            if self.layers.chained and keys:
+                self.layers.complete(keys[-1])
             self.layers.sync()
             self.images.put(image)
         return PullResult(image, newer)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 
-from ..errors import Conflict, LayerError, TooManyLayers
+from ..errors import Conflict, LayerError, StorageError, TooManyLayers
 from ..kernel.mount import syncfs
 from . import failpoints, records
 from .contract import Layer
@@ -114,11 +114,14 @@ class LayerStore:
         """Bytes of the layer's tar stream, as counted when it was ingested."""
         return int(records.read(f"{self.path(id)}/meta.json")["unpacked"])
 
-    def ingest(self, blob: Blob, parent: Layer | None = None) -> Layer:
+    def ingest(self, blob: Blob, parent: Layer | None = None, *, inner: bool = False) -> Layer:
         """The layer of ``blob``, made if absent. A second caller waits for the first and shares its result.
 
-        Raises what the blob or the driver raises, or `LayerError` where the driver did not read the blob to
-        its verified end; nothing is kept then.
+        ``inner``: others will be made on top of it. A chained driver's layer holds all those below, and listing
+        it takes as long as it is large, so only the topmost, which is what gets mounted, is listed (`complete`).
+
+        Raises what the blob or the driver raises, `LayerError` where the driver did not read the blob to its
+        verified end, or `StorageError` where it can't be put on record; nothing is kept then.
         """
         id = chain_id(parent.id, blob.diff_id) if parent and self.chained else blob.diff_id
         path = self.path(id)
@@ -139,29 +142,45 @@ class LayerStore:
                     raise LayerError(
                         f"driver {self.driver.name} did not read layer {id} to its end; not kept"
                     )
-                self._record(stage.path, blob, made)
+                self._record(stage.path, blob, made, listed=not (inner and self.chained))
                 failpoints.reach("ingest.recorded")
                 with open(f"{self._unsynced}/{name}", "w") as marker:
                     marker.write(boot_id())
                 failpoints.reach("ingest.marked")
                 os.rename(stage.path, path)
                 failpoints.reach("ingest.placed")
-            except BaseException:
+            except BaseException as error:
                 self.driver.remove(stage.path)
+                if isinstance(error, OSError):
+                    raise StorageError(
+                        f"can't keep layer {id[:19]} in {self.directory}: {error.strerror}",
+                        hint="Free some space, or check the store's directory.",
+                    ) from error
                 raise
             finally:
                 stage.close()
         self._tell("ingested", id, began)
         return Layer(id, path)
 
-    def _record(self, path: str, blob: Blob, made: Unpacked | None) -> None:
+    def complete(self, id: str) -> None:
+        """List the layer, which gets mounted, if that was left out when it was made."""
+        path = self.path(id)
+        with Lock(f"{self.root}/locks/layer-{self.driver.name}-{os.path.basename(path)}"):
+            meta = records.read(f"{path}/meta.json")
+            if not meta["listing"]:
+                from .listing import listing
+
+                meta["listing"] = listing(path)
+                records.write(f"{path}/meta.json", meta, durable=False)
+
+    def _record(self, path: str, blob: Blob, made: Unpacked | None, *, listed: bool) -> None:
         """Write what the engine knows of the layer beside it."""
         from .listing import listing
 
         meta = {
             "diff_id": blob.diff_id,
             "unpacked": getattr(blob, "unpacked", 0),
-            "listing": listing(path),
+            "listing": listing(path) if listed else "",
             "verified": blob.verified,
         }
         if made is not None and not self.chained and (made.implied or made.opaque_root):
@@ -235,8 +254,10 @@ class LayerStore:
             pass
         else:
             failpoints.reach("remove.moved")
-            self.driver.remove(stage.path)
-            stage.close()
+            try:
+                self.driver.remove(stage.path)
+            finally:
+                stage.close()  # what could not be removed is rubbish for the next command
         try:
             os.unlink(f"{self._unsynced}/{os.path.basename(path)}")
         except FileNotFoundError:
