@@ -90,7 +90,8 @@ class Mounts:
     def open(self, path: str) -> int:
         """A detached mount of the layer ``path`` that nobody else has, as an fd the caller owns."""
         if not self._clones:
-            return mount(path, self._backing, directio=self._directio)
+            with _Alone(self._place):
+                return mount(path, self._backing, directio=self._directio)
         with self._lock:
             now = _identity(path)
             kept = self._kept.get(path)
@@ -99,19 +100,20 @@ class Mounts:
                     return m.open_tree(kept[0], "")
                 # The layer was removed, or damaged, and made again.
                 os.close(self._kept.pop(path)[0])
-            made = self._of_others(path, now)
-            if made is None:
-                made = mount(path, self._backing, directio=self._directio)
-            if len(self._kept) >= _KEPT:
-                return made
-            try:
-                clone = m.open_tree(made, "")
-            except OSError:
-                os.close(made)
-                raise
-            self._kept[path] = made, now
-            self._tell("" if kept else path)
-            return clone
+            with _Alone(self._place):
+                made = self._of_others(path, now)
+                if made is None:
+                    made = mount(path, self._backing, directio=self._directio)
+                if len(self._kept) >= _KEPT:
+                    return made
+                try:
+                    clone = m.open_tree(made, "")
+                except OSError:
+                    os.close(made)
+                    raise
+                self._kept[path] = made, now
+                self._tell("" if kept else path)
+                return clone
 
     def forget_removed(self) -> None:
         """Let go of layers that are not there any more, so that their space is free."""
@@ -153,7 +155,6 @@ class Mounts:
             if self._told < 0:
                 _number += 1
                 self._told_by, self._told_as = os.getpid(), _number
-                os.makedirs(self._place, mode=0o700, exist_ok=True)
                 for file in os.listdir(self._place)[:_LOOKED_AT]:
                     self._read(file)
                 self._told = _locked(self._path())
@@ -219,6 +220,31 @@ class Mounts:
             os.close(fd)
         _unlink(path)
         return ""
+
+
+class _Alone:
+    """While entered, no other process looks for a mount and finds none: of two that start at once, the second
+    gets the first one's. Without a place to lock, on a full disk, each goes its own way."""
+
+    __slots__ = ("_fd", "_place")
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._fd = -1
+
+    def __enter__(self) -> None:
+        try:
+            os.makedirs(self._place, mode=0o700, exist_ok=True)
+            self._fd = os.open(self._place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._fd >= 0:
+            # Said outright: a child that was forked meanwhile has a copy of the descriptor.
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            os.close(self._fd)
 
 
 def _identity(path: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 from pyrun.errors import UsageError
 from pyrun.kernel import userns
 from pyrun.storage.contract import Env, typed_options
-from pyrun.testing.children import Child, Gate, gate
+from pyrun.testing.children import Child, Gate, gate, gather
 from pyrun.testing.rig import Rig, Unusable
 from pyrun.testing.tars import Dir, File, Link, Opaque, Sparse, Symlink, Whiteout, tar
 from pyrun.testing.trees import difference, snapshot
@@ -235,6 +235,34 @@ def hold(place: str, backing: str, path: str, ready: Gate, done: Gate) -> None:
 
 def one_device(place: str, backing: str, path: str) -> int:
     return device(Rig(ErofsDriver, place, {"backing": backing}), path)
+
+
+@pytest.mark.parametrize("backing", ["file", "loop"])
+def test_processes_that_start_at_once_share_too(place: str, backing: str) -> None:
+    with Rig(ErofsDriver, place, {"backing": backing}) as rig, gate() as go, gate() as done:
+        if backing == "file" and not rig.verdict.found["clones"]:
+            pytest.skip("this kernel does not clone detached mounts (6.15)")
+        layer = rig.ingest(BASE)
+        # Each has what it needs; the mount alone is left.
+        children = [Child(lambda: mount_at_once(place, rig, layer.path, go, done)) for _ in range(6)]
+        go.open()
+        found = Path(place, "devices")
+        wait_for(
+            lambda: found.exists() and found.read_text().count("\n") == len(children), "all have mounted"
+        )
+        done.open()
+        gather(children)
+        assert len(set(found.read_text().split())) == 1
+
+
+def mount_at_once(place: str, rig: Rig, path: str, go: Gate, done: Gate) -> None:
+    driver = ErofsDriver(rig.env, rig.options, rig.verdict)
+    go.wait()
+    fd = driver._open(path)
+    with open(f"{place}/devices", "a") as file:
+        file.write(f"{os.fstat(fd).st_dev}\n")
+    done.wait()
+    os.close(fd)
 
 
 def test_a_false_word_about_mounts_misleads_nobody(place: str) -> None:
