@@ -3,11 +3,14 @@ them. Everything else of them is a sound driver's."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pyrun.errors import PyrunError
 from pyrun.kernel import mount as m
 from pyrun.layers.unpack import Unpacked
 from pyrun.storage.contract import Caps, Change, Driver, Env, Layer, Usage, Verdict
@@ -273,6 +276,27 @@ class RemovesOnce(VfsDriver):
         super().remove(path)
 
 
+class TakesFullDisksForDone(VfsDriver):
+    """A copy that failed is taken for a container."""
+
+    def prepare(self, layers: Sequence[Layer], dest: str, size: int | None = None) -> None:
+        with contextlib.suppress(OSError, PyrunError):
+            super().prepare(layers, dest, size)
+
+
+class LeavesProcesses(VfsDriver):
+    """Each mount has a process beside it that does not end with it."""
+
+    def mount(self, layers: Sequence[Layer], rw: str | None, idmap: int | None = None) -> int:
+        pid = os.fork()
+        if pid == 0:
+            if os.fork() == 0:
+                time.sleep(20)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        return super().mount(layers, rw, idmap)
+
+
 def _lstat(top: str, name: bytes) -> os.stat_result | None:
     try:
         return os.lstat(os.fsencode(top) + b"/" + name)
@@ -309,4 +333,6 @@ PLANTED: dict[type[Driver], tuple[int, ...]] = {
     CountsEveryName: (60,),
     RaisesFromProbe: (1, 2),
     RemovesOnce: (10,),
+    TakesFullDisksForDone: (68,),
+    LeavesProcesses: (66,),
 }

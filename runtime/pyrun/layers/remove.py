@@ -70,7 +70,8 @@ def remove_at(dirfd: int, name: bytes | str) -> None:
         _remove_directories(dirfd, name, frames)
     except OSError as error:
         below = [frame.name for frame in frames]
-        if error.filename not in (None, *below[-1:]):
+        # Listing names a directory by its descriptor, a number; it is the last of those that are open.
+        if isinstance(error.filename, str | bytes) and os.fsencode(error.filename) not in below[-1:]:
             below.append(os.fsencode(error.filename))
         error.filename = b"/".join(below)
         raise

@@ -546,7 +546,13 @@ def fill_and_recover(rig: Rig, filler: str) -> None:
         assert os.listdir(f"{rig.root}/staging") == []
         disks.fill(filler)
     with _unless_full():
-        rig.discard(rig.prepare(stack))
+        whole = rig.prepare(stack)
+        # What was prepared is whole, though nothing may be left to mount it with.
+        with contextlib.suppress(PyrunError, OSError), rig.rootfs(stack, whole) as root:
+            assert snapshot(root.path) == below, (
+                "a container was prepared on a full disk, and lacks something"
+            )
+        rig.discard(whole)
     rig.sweep()
     assert os.listdir(f"{rig.root}/staging") == []
     assert len(os.listdir(f"{rig.root}/containers")) == 1

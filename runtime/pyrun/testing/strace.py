@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from ..errors import StorageError
-from .children import Child, Outcome
+from .children import Child, Gate, Outcome
 
 T = TypeVar("T")
 
@@ -80,14 +80,18 @@ def _trace(before: Callable[[], T], work: Callable[[T], Any], options: list[str]
     if program is None:
         raise NoStrace("strace is not installed")
 
+    ready = Gate()
+
     def both() -> Any:
         made = before()
+        ready.open()
         _wait_for_tracer()
         return work(made)
 
     child = Child(both, seconds=seconds)
     tracer = None
     try:
+        ready.wait_for(child)
         tracer = subprocess.Popen(
             [program, "-f", "-q", "-q", *options, "-p", str(child.pid)],
             stdin=subprocess.DEVNULL,
@@ -107,6 +111,7 @@ def _trace(before: Callable[[], T], work: Callable[[T], Any], options: list[str]
             raise NoStrace(f"strace can't trace here: {said.decode(errors='replace').strip()}")
         return child.wait()
     finally:
+        ready.close()
         if tracer is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 tracer.wait(5)
