@@ -55,7 +55,9 @@ def test_a_deeper_image_than_the_driver_mounts_is_refused_before_anything_is_pul
     assert "3 layers" in done.stderr
     assert "at most 2" in done.stderr
     assert not list(empty.root.glob("layers/mine/[0-9a-f]*"))
-    assert all(p.stat().st_size < 900 for p in empty.root.glob("content/blobs/sha256/*"))  # the documents only
+    assert all(
+        p.stat().st_size < 900 for p in empty.root.glob("content/blobs/sha256/*")
+    )  # the documents only
     empty.ok("pull", "-q", "--storage", "overlay", "deep/three")
     done = empty("run", "--rm", "--storage", "mine", "deep/three", "true")
     assert done.returncode == 125

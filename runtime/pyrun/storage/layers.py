@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 
-from ..errors import Conflict, LayerError, StorageError, TooManyLayers
+from ..errors import Conflict, LayerError, PyrunError, StorageError, TooManyLayers
 from ..kernel.mount import syncfs
 from . import failpoints, records
 from .contract import Layer
@@ -73,13 +73,23 @@ class LayerStore:
     def mended(self, layers: list[Layer]) -> list[Layer]:
         """The stack that shows what an image of ``layers`` (bottom to top) means: see `pyrun.storage.mend`.
 
-        As good as free where no layer has notes, as it is with layers that list their directories.
+        What was found is on record, so it is as good as free the second time, and where no layer but the lowest
+        has notes.
         """
-        if self.chained or not any(os.path.exists(f"{layer.path}/notes.json") for layer in layers):
+        if self.chained or not any(os.path.exists(f"{layer.path}/notes.json") for layer in layers[1:]):
             return layers
+        key = ",".join(os.path.basename(layer.path) for layer in layers)
+        record = f"{self.directory}/.mended/{os.path.basename(layers[-1].path)}.json"
+        try:
+            bottom, id = records.read(record)[key]
+            patch = [self.find(id)] if id else []
+            if None not in patch:
+                return [*layers[bottom:], *(layer for layer in patch if layer)]
+        except (OSError, PyrunError, KeyError, TypeError, ValueError):
+            pass  # not known yet, or not any more
         from .mend import mended
 
-        return mended(self, layers)
+        return mended(self, layers, record, key)
 
     def path(self, id: str) -> str:
         algorithm, _, hexadecimal = id.partition(":")

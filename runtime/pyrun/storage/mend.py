@@ -26,6 +26,7 @@ from .contract import Change, Layer
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import Any
 
     from .layers import LayerStore
 
@@ -36,31 +37,24 @@ _O_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PRIVATE = ("trusted.overlay.", "user.overlay.", "security.selinux")
 
 
-def mended(store: LayerStore, layers: Sequence[Layer]) -> list[Layer]:
-    """The stack to mount in place of ``layers`` (bottom to top, all committed)."""
+def mended(store: LayerStore, layers: Sequence[Layer], record: str, key: str) -> list[Layer]:
+    """The stack to mount in place of ``layers`` (bottom to top, all committed). What is found is kept under
+    ``key`` in the file ``record``: how many layers are left out, and the id of the one on top, "" for none."""
     implied = [_notes(layer) for layer in layers]
     bottom = max((at for at, (_, opaque) in enumerate(implied) if opaque), default=0)
     stack = list(layers[bottom:])
-    if not any(names for names, _ in implied[bottom + 1 :]):
-        return stack
-    key, path = _key(stack), f"{store.directory}/.mended/{os.path.basename(stack[-1].path)}.json"
-    known = _known(path)
-    if key in known:
-        if not known[key]:
-            return stack
-        patch = store.find(known[key])
-        if patch is not None:
-            return [*stack, patch]
-    tar = _patch(store, stack, [names for names, _ in implied[bottom:]])
+    tar = b""
+    if any(names for names, _ in implied[bottom + 1 :]):
+        tar = _patch(store, stack, [names for names, _ in implied[bottom:]])
     patch = None
     if tar:
         from .tarblob import TarBlob
 
         patch = store.ingest(TarBlob(tar))
-    known = _known(path)
-    known[key] = patch.id if patch else ""
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    records.write(path, known, durable=False)
+    known = _known(record)
+    known[key] = [bottom, patch.id if patch else ""]
+    os.makedirs(os.path.dirname(record), mode=0o700, exist_ok=True)
+    records.write(record, known, durable=False)
     return [*stack, patch] if patch else stack
 
 
@@ -69,10 +63,20 @@ def patches(store: LayerStore, live: Iterable[str]) -> set[str]:
     known = {os.path.basename(store.path(id)) for id in live}
     found = set()
     for path in _records(store):
-        for key, patch in _known(path).items():
+        for key, (_, patch) in _known(path).items():
             if patch and known.issuperset(key.split(",")):
                 found.add(patch)
     return found
+
+
+def mended_by(store: LayerStore, id: str) -> list[str]:
+    """The ids, bottom to top, of a stack that the layer ``id`` mends; empty where it mends none."""
+    for path in _records(store):
+        for key, (_, patch) in _known(path).items():
+            if patch == id:
+                names = key.split(",")
+                return [name.replace("-", ":") if "-" in name else f"sha256:{name}" for name in names]
+    return []
 
 
 def forget(store: LayerStore, id: str) -> None:
@@ -80,7 +84,7 @@ def forget(store: LayerStore, id: str) -> None:
     name = os.path.basename(store.path(id))
     for path in _records(store):
         known = _known(path)
-        left = {key: patch for key, patch in known.items() if name not in key.split(",")}
+        left = {key: stack for key, stack in known.items() if name not in key.split(",")}
         if not left:
             try:
                 os.unlink(path)
@@ -97,16 +101,15 @@ def _records(store: LayerStore) -> list[str]:
         return []
 
 
-def _known(path: str) -> dict[str, str]:
+def _known(path: str) -> dict[str, list[Any]]:
+    """What a record holds, as far as it is sound; the rest is found out again."""
     try:
         found = records.read(path)
     except (FileNotFoundError, PyrunError):
-        return {}  # found out again
-    return found if isinstance(found, dict) else {}
-
-
-def _key(stack: Sequence[Layer]) -> str:
-    return ",".join(os.path.basename(layer.path) for layer in stack)
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: stack for key, stack in found.items() if isinstance(stack, list) and len(stack) == 2}
 
 
 def _notes(layer: Layer) -> tuple[list[bytes], bool]:

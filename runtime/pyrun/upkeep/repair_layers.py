@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import PyrunError
 from ..images.gc import exclusively
-from ..storage import mend, records
+from ..storage import mend
 from ..storage.locks import SharedLock
 from .repair_content import fetch_blob
 from .scene import make, supervised
@@ -20,7 +20,7 @@ def remake_layer(scene: Scene, driver: str, key: str, known: dict[str, Origin]) 
     """Take a layer away, and where something needs it make it again from its blob."""
     layers = scene.layers(driver)
     origin = known.get(key)
-    stack = [] if origin else _stack_mended_by(scene, driver, key)
+    stack = [] if origin else mend.mended_by(scene.layers(driver), key)
     needed = origin is not None or bool(stack) or any(True for _ in _users(scene, driver, key))
     if needed:
         # Nothing is taken away that can't be made again.
@@ -55,7 +55,7 @@ def remake_layer(scene: Scene, driver: str, key: str, known: dict[str, Origin]) 
 
 def make_layer(scene: Scene, driver: str, key: str, known: dict[str, Origin]) -> str:
     """Make a layer that is missing."""
-    stack = [] if key in known else _stack_mended_by(scene, driver, key)
+    stack = [] if key in known else mend.mended_by(scene.layers(driver), key)
     try:
         with SharedLock(f"{scene.root}/locks/store"):
             if stack:
@@ -110,30 +110,8 @@ def _blob_is_bad(scene: Scene, origin: Origin) -> str:
         return f"can't be read: {error}"
 
 
-def _stack_mended_by(scene: Scene, driver: str, key: str) -> list[str]:
-    """The ids, bottom to top, of a stack whose mending layer is ``key``; empty where it is none."""
-    layers = scene.layers(driver)
-    directory = f"{layers.directory}/.mended"
-    try:
-        names = os.listdir(directory)
-    except FileNotFoundError:
-        return []
-    for name in names:
-        try:
-            known = records.read(f"{directory}/{name}")
-            for stack, patch in known.items():
-                if patch == key:
-                    return [
-                        part.replace("-", ":") if "-" in part else f"sha256:{part}"
-                        for part in stack.split(",")
-                    ]
-        except (OSError, PyrunError, AttributeError):
-            continue
-    return []
-
-
 def _mend(scene: Scene, driver: str, ids: list[str]) -> None:
     layers = scene.store(driver).layers
     found = [layer for id in ids if (layer := layers.find(id)) is not None]
     if len(found) == len(ids):
-        mend.mended(layers, found)
+        layers.mended(found)
