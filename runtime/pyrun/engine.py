@@ -205,8 +205,9 @@ class Engine:
         env = create.check(store, options, self.config.userns, self._size)
         containers = self._containers()
         self._make_state()
-        found = self._local_or_pulled(image, pull, platform, progress)
+        # From the look at the image on: garbage collection must not come between that and the container's record.
         with SharedLock(f"{self.root}/locks/store"):
+            found = self._local_or_pulled(image, pull, platform, progress)
             layers = self._layers(store, found)
             made = create.create(
                 store,
@@ -503,7 +504,7 @@ class Engine:
             layers.append(found)
             parent = found
         layers = store.layers.mended(layers)
-        check_depth(store.driver, len(layers))
+        check_depth(store.driver, len(layers), mended=len(layers) > len(image.layers))
         return layers
 
 

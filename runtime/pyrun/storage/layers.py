@@ -42,12 +42,14 @@ def chain_id(parent: str | None, diff_id: str) -> str:
     return "sha256:" + hashlib.sha256(f"{parent} {diff_id}".encode()).hexdigest()
 
 
-def check_depth(driver: Driver | Guarded, count: int) -> None:
-    """Raises `TooManyLayers` where ``driver`` says that it can't mount ``count`` layers."""
+def check_depth(driver: Driver | Guarded, count: int, *, mended: bool = False) -> None:
+    """Raises `TooManyLayers` where ``driver`` says that it can't mount ``count`` layers, of which with ``mended``
+    one was made here (`LayerStore.mended`)."""
     limit = driver.verdict.caps.max_layers
     if limit is not None and count > limit:
+        has = f"{count - 1} layers, and needs one more that mends them" if mended else f"{count} layers"
         raise TooManyLayers(
-            f"the image has {count} layers; the storage driver {driver.name} mounts at most {limit}",
+            f"the image has {has}; the storage driver {driver.name} mounts at most {limit}",
             hint="Use an image with fewer layers, or a driver without that limit (pyrun storage doctor).",
         )
 
