@@ -6,8 +6,9 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -41,6 +42,29 @@ class TestOverlay(_OnDisk):
     driver = DRIVERS["overlay"]
 
 
+@pytest.mark.long
+class TestOverlayBySecondRoute(TestOverlay):
+    """As on kernels that take layers as strings only."""
+
+    @pytest.fixture(autouse=True)
+    def route(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PYRUN_OVERLAY_ROUTE", "2")
+
+
+@pytest.mark.long
+class TestOverlayByThirdRoute(TestOverlay):
+    """As on kernels before 6.7."""
+
+    @pytest.fixture(autouse=True)
+    def route(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PYRUN_OVERLAY_ROUTE", "3")
+
+
+@pytest.mark.long
+class TestOverlayWithoutFeatures(TestOverlay):
+    options: ClassVar[Mapping[str, str]] = {"redirect_dir": "off", "index": "off", "metacopy": "off"}
+
+
 class TestErofs(_OnDisk):
     driver = DRIVERS["erofs"]
 
@@ -56,7 +80,7 @@ class TestVfs(_OnDisk):
 
 @pytest.fixture(scope="module")
 def btrfs(base: Path) -> Iterator[str]:
-    """A btrfs in a file."""
+    """A btrfs in a file, with quotas."""
     above = Path(tempfile.mkdtemp(prefix="btrfs-", dir=base))
     image, place = above / "image", above / "mounted"
     with image.open("wb") as file:
@@ -65,6 +89,7 @@ def btrfs(base: Path) -> Iterator[str]:
     subprocess.run(["mkfs.btrfs", "-q", image], check=True)
     subprocess.run(["mount", "-t", "btrfs", "-o", "loop", image, place], check=True)
     try:
+        subprocess.run(["btrfs", "quota", "enable", place], check=True, stdout=subprocess.DEVNULL)
         yield str(place)
         assert sorted(os.listdir(place)) == []
     finally:

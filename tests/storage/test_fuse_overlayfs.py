@@ -31,10 +31,8 @@ from pyrun.testing.rig import Rig, environment
 from pyrun.testing.tars import Dir, File, Link, Opaque, Symlink, Whiteout, tar
 from pyrun_drivers import fuse_overlayfs, fuse_server
 from pyrun_drivers.fuse_overlayfs import FuseOverlayfsDriver
-from support.account import WITH_NODES, account, as_account, installation
+from support.account import WITH_NODES, as_account
 from support.pyrun import Pyrun, wait_for
-
-__all__ = ["account", "installation"]
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import grp
 import os
 import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,26 +43,35 @@ def _free_id() -> int:
 @pytest.fixture(scope="session")
 def account() -> Iterator[str]:
     """A user with 65,536 subordinate ids, removed afterwards."""
-    number = str(_free_id())
-    subprocess.run(["groupadd", "-g", number, ACCOUNT], check=True)
-    subprocess.run(["useradd", "-u", number, "-g", number, "-m", "-s", "/bin/sh", ACCOUNT], check=True)
+    with _alone():
+        number = str(_free_id())
+        subprocess.run(["groupadd", "-g", number, ACCOUNT], check=True)
+        subprocess.run(["useradd", "-u", number, "-g", number, "-m", "-s", "/bin/sh", ACCOUNT], check=True)
+        _subordinate(f"{ACCOUNT}:{FIRST}:65536")  # useradd may have given a range already
     try:
-        for path in ("/etc/subuid", "/etc/subgid"):  # useradd may have given a range already
-            lines = [
-                line for line in Path(path).read_text().splitlines() if not line.startswith(f"{ACCOUNT}:")
-            ]
-            Path(path).write_text("\n".join([*lines, f"{ACCOUNT}:{FIRST}:65536"]) + "\n")
         yield ACCOUNT
     finally:
         for pid in processes_of(int(number)):
             os.kill(pid, 9)
         wait_for(lambda: not processes_of(int(number)), "the account's processes end")
-        subprocess.run(["userdel", "-r", ACCOUNT], check=True, stderr=subprocess.DEVNULL)
-        for path in ("/etc/subuid", "/etc/subgid"):
-            lines = [
-                line for line in Path(path).read_text().splitlines() if not line.startswith(f"{ACCOUNT}:")
-            ]
-            Path(path).write_text("".join(f"{line}\n" for line in lines))
+        with _alone():
+            subprocess.run(["userdel", "-r", ACCOUNT], check=True, stderr=subprocess.DEVNULL)
+            _subordinate()
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """While entered, no other run of the tests changes the files of accounts."""
+    with open(f"{tempfile.gettempdir()}/pyrun-test-accounts.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _subordinate(*own: str) -> None:
+    """Let ``own`` be the account's lines in /etc/subuid and /etc/subgid."""
+    for path in ("/etc/subuid", "/etc/subgid"):
+        lines = [line for line in Path(path).read_text().splitlines() if not line.startswith(f"{ACCOUNT}:")]
+        Path(path).write_text("".join(f"{line}\n" for line in [*lines, *own]))
 
 
 def processes_of(uid: int) -> list[int]:

@@ -162,7 +162,10 @@ class LayerStore:
                 os.rename(stage.path, path)
                 failpoints.reach("ingest.placed")
             except BaseException as error:
-                self.driver.remove(stage.path)
+                try:
+                    self.driver.remove(stage.path)
+                except (OSError, PyrunError):
+                    pass  # the next command sweeps it; what failed first is what the user must read
                 if isinstance(error, OSError):
                     raise StorageError(
                         f"can't keep layer {id[:19]} in {self.directory}: {error.strerror}",
@@ -239,10 +242,10 @@ class LayerStore:
         Raises `Conflict` where a living lease holds it.
         """
         path = self.path(id)
-        self._check_unleased(id)
         began = time.monotonic()
         failpoints.reach("remove.begin")
         with Lock(f"{self.root}/locks/layer-{self.driver.name}-{os.path.basename(path)}"):
+            self._check_unleased(id)
             self._discard(path)
         failpoints.reach("remove.removed")
         self._tell("removed", id, began)

@@ -80,7 +80,8 @@ class StoreFixtures:
         """What a verdict depends on, as the engine's cache of them has it."""
         device = os.stat(os.path.dirname(place)).st_dev
         with open("/proc/self/uid_map") as file:
-            return (self.driver, tuple(sorted(self.options.items())), device, os.geteuid(), file.read())
+            options = tuple(sorted(self.options.items()))
+            return (self.driver, self.driver.version(), options, device, os.geteuid(), file.read())
 
 
 # One probe of a driver for all cases, as in the engine; case 1 tries the probe itself.
