@@ -119,6 +119,11 @@ def maps_of(userns: int) -> tuple[list[IdMap], list[IdMap]]:
             raise OSError(errno.EPERM, "setns: the kernel lets nobody into the container's user namespace")
         return read_map(f"/proc/{pid}/uid_map"), read_map(f"/proc/{pid}/gid_map")
     finally:
+        # A word, not the socket's end: children of other threads may hold copies of it.
+        try:
+            ours.send(b"1")
+        except OSError:
+            pass  # it has ended
         ours.close()
         os.waitpid(pid, 0)
 

@@ -46,17 +46,19 @@ _subject: Subject | None = None
 
 class Outcome:
     """How the suite went: numbers of cases, and ``code``, pytest's exit status (0 passed, 1 failed, 2 interrupted,
-    5 nothing selected)."""
+    5 nothing selected). ``flawed``: cases that failed as the driver's probe declares."""
 
-    def __init__(self, name: str, code: int, passed: int, failed: int, skipped: int) -> None:
+    def __init__(self, name: str, code: int, passed: int, failed: int, skipped: int, flawed: int = 0) -> None:
         self.name = name
         self.code = code
         self.passed = passed
         self.failed = failed
         self.skipped = skipped
+        self.flawed = flawed
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+        counts = f"{self.name}: {self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+        return f"{counts}, {self.flawed} with declared flaws" if self.flawed else counts
 
 
 def subject() -> Subject:
@@ -166,7 +168,7 @@ class _Tally:
     """A pytest plugin that counts cases by outcome; an error in a fixture is a failure."""
 
     def __init__(self) -> None:
-        self.counts = {"passed": 0, "failed": 0, "skipped": 0}
+        self.counts = {"passed": 0, "failed": 0, "skipped": 0, "flawed": 0}
         self._failed: set[str] = set()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -177,7 +179,7 @@ class _Tally:
                 if report.when == "teardown":
                     self.counts["passed"] -= 1
         elif report.when == "call" or report.skipped:
-            self.counts[report.outcome] += 1
+            self.counts["flawed" if hasattr(report, "wasxfail") else report.outcome] += 1
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:
