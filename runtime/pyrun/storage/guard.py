@@ -61,7 +61,9 @@ class Guarded:
                 raise TypeError(f"mount returned {fd!r}, not a file descriptor")
             return fd
         except Exception as error:
-            raise self._failed(f"mount {len(layers)} layers", error) from error
+            raise self._failed(
+                f"mount {len(layers)} layer{'' if len(layers) == 1 else 's'}", error
+            ) from error
 
     def changes(
         self, layers: Sequence[Layer], rw: str, view: int, idmap: int | None = None

@@ -31,7 +31,7 @@ def check_blobs(scene: Scene, images: list[Image], say: Callable[[str], None]) -
             wanted.setdefault(digest, []).append(image)
     present = sorted(content.digests())
     total = sum(_size(content.blob_path(digest)) for digest in present)
-    say(f"Hashing {len(present)} blobs, {total / 1e6:.1f} MB")
+    say(f"Hashing blobs: {len(present)}, {total / 1e6:.1f} MB")
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # hashlib and read(2) let go of the interpreter
         verdicts = list(pool.map(partial(_damage, scene), present))
     problems = []

@@ -59,7 +59,7 @@ class LayerCheck:
             layers = self.scene.layers(name)
             keys = sorted(layers.keys())
             if keys:
-                self.say(f"Comparing {len(keys)} layers of {name}")
+                self.say(f"Comparing layers of {name}: {len(keys)}")
             store = self.scene.usable(name)
             if self.deep and keys and store is None:
                 self.notes.append(f"the content of {name}'s layers was not compared: {self._unusable(name)}")

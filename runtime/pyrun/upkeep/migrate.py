@@ -185,7 +185,7 @@ class _Migration:
             return
         missing = {key for image in images for key in self._keys(image) if layers.find(key) is None}
         what = "images" if layers.chained else "layers"
-        self.say(f"Making {len(wanted)} {what} for {self.name}")
+        self.say(f"Making {what} for {self.name}: {len(wanted)}")
 
         for key in sorted(missing):
             origin = known[key]
