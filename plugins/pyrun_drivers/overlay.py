@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 
 from pyrun.errors import TooManyLayers, Unsupported
@@ -282,14 +283,38 @@ def _flavour(env: Env, features: Sequence[str]) -> dict[str, str | None]:
 
 
 def _forget_origin(rw: str) -> None:
-    """Take the identity of the layers below off a writable layer: its root's origin, and the index."""
+    """Take the identity of the layers below off a writable layer: the index, and the origins that its root and its
+    files have. A file of which only the attributes were copied up is refused where its origin is still there and is
+    not what lies below now, as when a store was copied (ovl_lookup in fs/overlayfs/namei.c)."""
+    from pyrun.layers.dirs import Directories
+
+    top = os.open(f"{rw}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    tree = Directories(top)
+    try:
+        _remove_origin(f"/proc/self/fd/{top}/.")
+        todo = [b""]
+        while todo:
+            where = todo.pop()
+            for text in os.listdir(tree.open(where)):
+                name, fd = os.fsencode(text), tree.open(where)
+                kind = os.lstat(name, dir_fd=fd).st_mode
+                if stat.S_ISDIR(kind):
+                    todo.append(where + b"/" + name if where else name)
+                elif stat.S_ISREG(kind):
+                    _remove_origin(b"/proc/self/fd/%d/%s" % (fd, name))
+    finally:
+        tree.close()
+        os.close(top)
+    remove_tree(f"{rw}/work/index")
+
+
+def _remove_origin(path: str | bytes) -> None:
     for name in ("trusted.overlay.origin", "user.overlay.origin"):
         try:
-            os.removexattr(f"{rw}/upper", name)
+            os.removexattr(path, name, follow_symlinks=False)
         except OSError as error:
             if error.errno not in (errno.ENODATA, errno.EPERM, errno.EOPNOTSUPP):
                 raise
-    remove_tree(f"{rw}/work/index")
 
 
 def _remove_if_there(path: str) -> None:
