@@ -5,7 +5,7 @@ version:
 
 FDS      layers, upper and work as O_PATH fds, opened below a detached (idmapped) clone: about 6.15 and later
 STRINGS  ``lowerdir+`` strings, over a clone attached in a private mount namespace: about 6.7 and later
-MOUNT2   mount(2) there, then open_tree(OPEN_TREE_CLONE): 5.15 and later
+MOUNT2   mount(2) there, then open_tree(OPEN_TREE_CLONE): 5.12 and later (mount_setattr)
 
 The last two work in a short-lived child, whose mount namespace goes with it; only the fd comes back. There
 the working directory is /proc/self/fd, so a layer's path is the few digits of an fd: 500 of them fit the
