@@ -14,6 +14,7 @@ import stat
 from errno import ENODATA, ENOTSUP
 
 from pyrun.layers.dirs import Directories
+from pyrun.layers.names import PRIVATE_XATTRS
 from pyrun.storage import records
 
 TYPE_CHECKING = False
@@ -26,7 +27,7 @@ _LAYERS_MARKS = ("user.overlay.opaque",)
 _SERVERS_MARKS = ("trusted.overlay.opaque", "user.fuseoverlayfs.opaque")
 _OPAQUE_FILE = b".wh..wh..opq"
 _ORIGIN = "user.fuseoverlayfs.origin"
-PRIVATE = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "security.selinux")
+PRIVATE = (*PRIVATE_XATTRS, "user.fuseoverlayfs.")
 O_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _GONE = (FileNotFoundError, NotADirectoryError)
 

@@ -19,6 +19,7 @@ from pyrun.storage.changes import compare
 from pyrun.storage.contract import Change, Driver, Layer, Verdict
 
 from . import fuse_covers, fuse_links, fuse_notes, fuse_server
+from .overlay import copy_attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,14 +80,7 @@ class FuseOverlayfsDriver(Driver):
         finally:
             os.umask(previous)
         if layers:
-            # The merged root shows the upper's own attributes: take them from the topmost layer.
-            top, upper = f"{layers[-1].path}/fs", f"{dest}/upper"
-            found = os.stat(top)
-            os.chown(upper, found.st_uid, found.st_gid)
-            os.chmod(upper, found.st_mode & 0o7777)
-            for name in os.listxattr(top):
-                if not name.startswith(fuse_notes.PRIVATE):
-                    os.setxattr(upper, name, os.getxattr(top, name))
+            copy_attributes(f"{layers[-1].path}/fs", f"{dest}/upper", fuse_notes.PRIVATE)
 
     def mount(self, layers: Sequence[Layer], rw: str | None, idmap: int | None = None) -> int:
         if len(layers) > MAX_LAYERS:

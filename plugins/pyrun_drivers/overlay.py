@@ -22,6 +22,7 @@ import time
 
 from pyrun.errors import TooManyLayers, Unsupported
 from pyrun.kernel import overlay, userns
+from pyrun.layers.names import PRIVATE_XATTRS
 from pyrun.layers.remove import remove_tree
 from pyrun.storage.contract import Caps, Driver, Verdict
 from pyrun.storage.locks import Staging
@@ -40,7 +41,6 @@ FEATURES = ("redirect_dir", "index", "metacopy")
 _SWITCH = ("auto", "on", "off")
 # How long the mount of a process that was just killed may take to go away.
 _BUSY_SECONDS = 5
-_PRIVATE = ("trusted.overlay.", "user.overlay.", "security.selinux")
 
 
 class OverlayDriver(Driver):
@@ -251,14 +251,14 @@ class OverlayDriver(Driver):
         return path.removeprefix(self.env.root + "/")
 
 
-def copy_attributes(root: str, upper: str) -> None:
+def copy_attributes(root: str, upper: str, private: tuple[str, ...] = PRIVATE_XATTRS) -> None:
     """Give the directory ``upper`` the attributes of ``root``, the topmost layer's: a union shows those of the
-    upper's own root."""
+    upper's own root. Extended attributes with a prefix of ``private`` are left out."""
     top = os.stat(root)
     os.chown(upper, top.st_uid, top.st_gid)
     os.chmod(upper, top.st_mode & 0o7777)
     for name in os.listxattr(root):
-        if not name.startswith(_PRIVATE):
+        if not name.startswith(private):
             os.setxattr(upper, name, os.getxattr(root, name))
 
 

@@ -13,7 +13,6 @@ import time
 from pyrun.errors import StorageError
 from pyrun.kernel import userns
 from pyrun.kernel.extents import unshared
-from pyrun.layers.dirs import Directories
 from pyrun.storage import tree as plain
 from pyrun.storage.contract import Usage
 
@@ -103,41 +102,14 @@ def exclusive(path: str) -> Usage:
 
     Files that are still what was copied or snapshotted cost a few bytes of metadata, which is not counted.
     """
+    from pyrun.storage.changes import each_inode
+
     since = marked(path)
     total = inodes = 0
-    try:
-        top = os.open(f"{path}/fs", O_DIRECTORY)
-    except FileNotFoundError:
-        return Usage(0, 0)
-    tree = Directories(top)
-    seen: set[tuple[int, int]] = set()
-    todo = [b""]
-    try:
-        while todo:
-            where = todo.pop()
-            try:
-                fd = tree.open(where)
-                names = os.listdir(fd)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            for text in names:
-                base = os.fsencode(text)
-                try:
-                    found = os.lstat(base, dir_fd=fd)
-                except FileNotFoundError:
-                    continue
-                if stat.S_ISDIR(found.st_mode):
-                    todo.append(where + b"/" + base if where else base)
-                elif found.st_nlink > 1:
-                    if (found.st_dev, found.st_ino) in seen:
-                        continue
-                    seen.add((found.st_dev, found.st_ino))
-                if since is None or found.st_ctime_ns > since:
-                    inodes += 1
-                    total += _own_bytes(fd, base, found)
-    finally:
-        tree.close()
-        os.close(top)
+    for fd, base, found in each_inode(f"{path}/fs"):
+        if since is None or found.st_ctime_ns > since:
+            inodes += 1
+            total += _own_bytes(fd, base, found)
     return Usage(total, inodes)
 
 

@@ -13,13 +13,11 @@ from errno import EINVAL, ENOSYS, ENOTTY, ENXIO, EOPNOTSUPP, EPERM, EXDEV
 
 from ..errors import KernelError
 from .dirs import Directories
-from .names import shown
+from .names import PRIVATE_XATTRS, shown
 
 _FICLONE = 0x40049409  # linux/fs.h
 _COUNT = 1 << 30
 _UNSUPPORTED = (EOPNOTSUPP, EXDEV, EINVAL, ENOTTY, ENOSYS)
-# Read by an overlay that the copy becomes part of, or labels of a host: see pyrun.layers.pax.
-_DROPPED = ("trusted.overlay.", "user.overlay.", "security.selinux")
 
 
 def copy_tree(src_dirfd: int, dst_dirfd: int) -> None:
@@ -192,7 +190,7 @@ def _copy_xattrs(source: int | bytes, target: int | bytes) -> None:
             raise
         return
     for name in names:
-        if name.startswith(_DROPPED):
+        if name.startswith(PRIVATE_XATTRS):
             continue
         value = os.getxattr(source, name, follow_symlinks=follow)
         try:

@@ -18,6 +18,10 @@ WHITEOUT = b".wh."
 WHITEOUT_META = b".wh..wh."
 WHITEOUT_OPAQUE = b".wh..wh..opq"
 
+# Prefixes of extended attributes that no layer carries: they would be read by the overlay that it becomes part of,
+# or label a host.
+PRIVATE_XATTRS = ("trusted.overlay.", "user.overlay.", "security.selinux")
+
 
 def root_relative(name: bytes, limits: Limits, what: str = "entry") -> bytes:
     """``name`` as the tar has it, in the form above. An absolute name means one below the layer's root.

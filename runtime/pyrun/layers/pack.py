@@ -13,7 +13,7 @@ from errno import ENODATA, ENOTSUP, ENXIO
 
 from ..errors import LayerError
 from .dirs import Directories
-from .names import WHITEOUT, shown
+from .names import PRIVATE_XATTRS, WHITEOUT, shown
 from .owners import translated
 
 TYPE_CHECKING = False
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 _BLOCK = 512
 _CHUNK = 1 << 20
-_PRIVATE = ("trusted.overlay.", "user.overlay.", "security.selinux")
 _TYPES = {
     stat.S_IFREG: b"0",
     stat.S_IFLNK: b"2",
@@ -372,7 +371,7 @@ def _xattrs(path: bytes, *, follow: bool = False) -> dict[bytes, bytes]:
     found = {}
     try:
         for key in os.listxattr(path, follow_symlinks=follow):
-            if not key.startswith(_PRIVATE):
+            if not key.startswith(PRIVATE_XATTRS):
                 try:
                     value = os.getxattr(path, key, follow_symlinks=follow)
                 except OSError as error:

@@ -10,6 +10,7 @@ import stat
 from errno import ENODATA, ENOTSUP
 
 from ..layers.dirs import Directories
+from ..layers.names import PRIVATE_XATTRS
 from .contract import Change, Usage
 
 TYPE_CHECKING = False
@@ -21,7 +22,6 @@ _O_HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _O_FILE = os.O_RDONLY | os.O_CLOEXEC
 _CHUNK = 1 << 20
 # Overlayfs' own, and the host's labels: no layer carries them.
-_PRIVATE = ("trusted.overlay.", "user.overlay.", "security.selinux")
 
 
 def compare(
@@ -219,7 +219,7 @@ def _xattrs(dirfd: int, name: bytes) -> dict[str, bytes]:
     found = {}
     try:
         for key in os.listxattr(path, follow_symlinks=False):
-            if not key.startswith(_PRIVATE):
+            if not key.startswith(PRIVATE_XATTRS):
                 try:
                     found[key] = os.getxattr(path, key, follow_symlinks=False)
                 except OSError as error:
@@ -258,11 +258,23 @@ def allocated(path: str) -> Usage:
     """Allocated bytes and inodes of the tree ``path``, each inode once. What vanishes meanwhile is not counted,
     and a missing path takes nothing."""
     try:
-        top = os.open(path, _O_DIRECTORY)
+        total, inodes = os.stat(path, follow_symlinks=False).st_blocks * 512, 1
     except FileNotFoundError:
         return Usage(0, 0)
+    for _, _, found in each_inode(path):
+        total += found.st_blocks * 512
+        inodes += 1
+    return Usage(total, inodes)
+
+
+def each_inode(path: str) -> Iterator[tuple[int, bytes, os.stat_result]]:
+    """(directory fd, name, status) of everything below the directory ``path``, each inode once. What vanishes
+    meanwhile is left out, and a missing path has nothing. Use the fd before the next step."""
+    try:
+        top = os.open(path, _O_DIRECTORY)
+    except FileNotFoundError:
+        return
     tree = Directories(top)
-    total, inodes = os.fstat(top).st_blocks * 512, 1
     seen: set[tuple[int, int]] = set()
     stack = [b""]
     try:
@@ -273,19 +285,17 @@ def allocated(path: str) -> Usage:
                 names = os.listdir(fd)
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            for text in names:
-                found = _lstat(fd, os.fsencode(text))
+            for base in map(os.fsencode, names):
+                found = _lstat(fd, base)
                 if found is None:
                     continue
                 if stat.S_ISDIR(found.st_mode):
-                    stack.append(where + b"/" + os.fsencode(text) if where else os.fsencode(text))
+                    stack.append(where + b"/" + base if where else base)
                 elif found.st_nlink > 1:
                     if (found.st_dev, found.st_ino) in seen:
                         continue
                     seen.add((found.st_dev, found.st_ino))
-                total += found.st_blocks * 512
-                inodes += 1
+                yield fd, base, found
     finally:
         tree.close()
         os.close(top)
-    return Usage(total, inodes)

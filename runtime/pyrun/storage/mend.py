@@ -18,6 +18,7 @@ import os
 import stat
 
 from ..errors import PyrunError
+from ..layers.names import PRIVATE_XATTRS
 from ..layers.pack import pack
 from . import records
 from .changes import added
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     Attributes = tuple[int, int, int, int, tuple[tuple[str, bytes], ...]]
 
 _O_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_PRIVATE = ("trusted.overlay.", "user.overlay.", "security.selinux")
 
 
 def mended(store: LayerStore, layers: Sequence[Layer], record: str, key: str) -> list[Layer]:
@@ -168,7 +168,7 @@ def _look(
                 xattrs = tuple(
                     (key, os.getxattr(fd, key))
                     for key in sorted(os.listxattr(fd))
-                    if not key.startswith(_PRIVATE)
+                    if not key.startswith(PRIVATE_XATTRS)
                 )
                 result[name] = (stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid, st.st_mtime_ns, xattrs)
             except (FileNotFoundError, NotADirectoryError):
