@@ -101,7 +101,7 @@ class Containers:
         fields = {key: config[key] for key in _CONFIG}
         for key in ("error", "exit_code", "finished", "pid", "started", "status"):
             fields[key] = state[key]
-        if state["status"] == "running" and not self._supervised(id):
+        if state["status"] == "running" and not self.supervised(id):
             # Not recovered yet (that needs write access): what will be written then is true already.
             fields.update(status="exited", exit_code=KILLED, error=_LOST, pid=0)
         return Container(**fields)
@@ -290,7 +290,7 @@ class Containers:
             marked = os.listdir(self.running)
         except FileNotFoundError:
             return []
-        return [id for id in marked if not self._supervised(id) and self._is_mine(id)]
+        return [id for id in marked if not self.supervised(id) and self._is_mine(id)]
 
     def _is_mine(self, id: str) -> bool:
         """Whether the marker of ``id`` is about a container of this store."""
@@ -310,7 +310,7 @@ class Containers:
                 rm = records.read(f"{self.directory}/{id}/config.json")["options"]["rm"]
             except (OSError, PyrunError, KeyError, TypeError):
                 continue
-            if rm and not self._supervised(id):
+            if rm and not self.supervised(id):
                 found.append(id)
         return found
 
@@ -342,7 +342,8 @@ class Containers:
             finally:
                 os.close(lock)
 
-    def _supervised(self, id: str) -> bool:
+    def supervised(self, id: str) -> bool:
+        """Whether some process has the container in hand: runs it, makes it, or removes it."""
         try:
             lock = lock_directory(f"{self.directory}/{id}")
         except (FileNotFoundError, NotADirectoryError):

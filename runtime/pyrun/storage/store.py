@@ -76,15 +76,6 @@ class Store:
         if self.plugins:
             self.plugins.emit(event)
 
-    def other(self, name: str) -> type[Driver] | None:
-        """The class of another driver by name, for removing what it made; None where it is not installed."""
-        if name == self.driver.name:
-            return type(self.driver.inner)
-        for found in (self.plugins or _plugins()).drivers():
-            if found.name == name:
-                return found.driver
-        return None
-
     def look_again(self) -> None:
         """Probe the driver anew and record what it says: the host may have changed since it was asked last, e.g.
         quotas been turned on. Where it can't be used at all any more, nothing changes here."""
@@ -101,16 +92,12 @@ class Store:
 
     def remove(self, path: str, driver: str) -> None:
         """Remove a directory that ``driver`` made; by plain deletion where that driver is gone."""
-        cls = self.other(driver)
-        if cls is None:
-            from ..layers.remove import remove_tree
-
-            remove_tree(path)
-        elif cls is type(self.driver.inner):
+        if driver == self.driver.name:
             self.driver.remove(path)
         else:
-            verdict = Verdict(True, "for removal only")
-            Guarded(cls(self.env, typed_options(cls, {}), verdict)).remove(path)
+            from .shelves import remover
+
+            remover(self.env)(path, driver)
 
 
 def make_directories(root: str) -> None:

@@ -12,7 +12,7 @@ from ..storage import records
 from . import repair_containers as repair
 from .problems import Problem
 from .repair_layers import make_layer
-from .scene import Origin, supervised
+from .scene import Origin
 
 if TYPE_CHECKING:
     from ..containers.record import Container
@@ -54,7 +54,7 @@ def _one(scene: Scene, container: Container, known: dict[str, Origin]) -> list[P
     def problem(kind: str, what: str, fix: str, how: partial[str], *, harm: bool = True) -> None:
         problems.append(Problem(kind, container.name, what, harm=harm, fix=fix, repair=how))
 
-    if not _state_is_whole(f"{directory}/state.json") and not supervised(scene, container.id):
+    if not _state_is_whole(f"{directory}/state.json") and not scene.containers.supervised(container.id):
         problem(
             "container-state",
             "its record state.json is damaged",

@@ -34,7 +34,7 @@ from ..storage.leases import Lease
 from ..storage.locks import Lock, lock_directory
 from ..storage.tarblob import TarBlob
 from .repair_content import fetch_blob
-from .scene import in_words, make, origins, supervised
+from .scene import in_words, make, origins
 from .users import users
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class _Migration:
         return Lease(self.scene.root, self.name, keys, blobs=blobs, work="pyrun storage migrate")
 
     def _check_movable(self, container: Container) -> None:
-        if supervised(self.scene, container.id):
+        if self.scene.containers.supervised(container.id):
             raise Conflict(
                 f"the container {container.name} is running on {container.driver}",
                 hint="Stop it first, or leave containers where they are: --without-containers.",
@@ -378,7 +378,7 @@ class _Migration:
         """Remove what the old driver has, but for what containers that stay with it need."""
         self.say("Removing what the old driver has")
         for id in self.scene.containers.ids():
-            if not supervised(self.scene, id):
+            if not self.scene.containers.supervised(id):
                 self.scene.containers.remove_leftovers(id, self.scene.remove)
         self.done.left = [container.name for container in self._others()]
         with gc.exclusively(self.scene.root, PATIENCE) as alone:

@@ -14,7 +14,7 @@ from ..errors import Conflict, NotFound, PyrunError, StorageError, UsageError
 from ..images import gc
 from ..storage.changes import allocated
 from .rubbish import check_rubbish
-from .scene import in_words, supervised
+from .scene import in_words
 from .usage import taken
 from .users import users
 
@@ -118,7 +118,7 @@ def _moment(text: str) -> float | None:
 
 
 def _remove_container(scene: Scene, container: Container, done: Pruned) -> None:
-    if supervised(scene, container.id):
+    if scene.containers.supervised(container.id):
         return
     try:
         size = taken(scene, container.driver, scene.containers.writable(container.id))

@@ -10,7 +10,7 @@ from ..images.gc import exclusively
 from ..storage import mend
 from ..storage.locks import SharedLock
 from .repair_content import fetch_blob
-from .scene import make, supervised
+from .scene import make
 
 if TYPE_CHECKING:
     from .scene import Origin, Scene
@@ -39,7 +39,7 @@ def remake_layer(scene: Scene, driver: str, key: str, known: dict[str, Origin]) 
             if not alone:
                 return "the store is in use, by a pull perhaps: try again"
             for id, name in _users(scene, driver, key):
-                if supervised(scene, id):
+                if scene.containers.supervised(id):
                     return f"container {name} is running from it: stop it first"
             layers.remove(key)
         with SharedLock(f"{scene.root}/locks/store"):

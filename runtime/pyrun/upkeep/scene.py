@@ -205,17 +205,3 @@ def make(scene: Scene, driver: str, key: str, known: dict[str, Origin]) -> None:
         if origin is not None and layers.find(wanted) is None:
             parent = layers.find(origin.parent) if origin.parent and layers.chained else None
             layers.ingest(StoredBlob(scene.images.content, origin.layer), parent, inner=wanted != key)
-
-
-def supervised(scene: Scene, id: str) -> bool:
-    """Whether some process has the container in hand: runs it, makes it, or removes it."""
-    from ..storage.locks import lock_directory
-
-    try:
-        fd = lock_directory(f"{scene.containers.directory}/{id}")
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    if fd is None:
-        return True
-    os.close(fd)
-    return False

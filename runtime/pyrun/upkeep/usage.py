@@ -13,7 +13,7 @@ from ..images.layerstore import layer_keys
 from ..images.reference import Reference
 from ..storage.changes import allocated
 from .check_content import named
-from .scene import in_words, supervised
+from .scene import in_words
 
 if TYPE_CHECKING:
     from ..containers.record import Container
@@ -177,7 +177,7 @@ def _container(scene: Scene, container: Container, done: DiskUsage) -> None:
         writable = scene.containers.writable(container.id)
     except PyrunError:
         return  # removed just now
-    active = supervised(scene, container.id)
+    active = scene.containers.supervised(container.id)
     mounts = [mount for mount in container.options.get("mounts", ()) if not mount["source"]]
     size = taken(scene, container.driver, writable)
     for path, driver in scene.containers.leftover_writables(container.id):
