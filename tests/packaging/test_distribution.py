@@ -61,7 +61,7 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_has_the_engine_the_drivers_and_the_licence_and_nothing_else(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"pyrun/engine.py", "pyrun/py.typed", "pyrun_drivers/overlay.py"} <= set(names)
+    assert {"pyrun/engine/__init__.py", "pyrun/py.typed", "pyrun_drivers/overlay.py"} <= set(names)
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"pyrun", "pyrun_drivers"}
 
@@ -74,7 +74,7 @@ def test_the_source_distribution_can_be_tested(built: Path) -> None:
         "pyproject.toml",
         "LICENSE",
         "README.md",
-        "runtime/pyrun/engine.py",
+        "runtime/pyrun/engine/__init__.py",
         "plugins/pyrun_drivers/overlay.py",
     }
     assert wanted | {"scripts/test", "scripts/packages.txt", "tests/packaging/test_distribution.py"} <= names

@@ -1,7 +1,7 @@
 """A layer's blob on its way in: downloaded or stored, hashed twice, decompressed, in one pass.
 
-`RegistryBlob` and `StoredBlob` are the `pyrun.storage.contract.Blob` that a storage driver is handed. The
-compressed bytes are hashed as they come and kept in the content store only when size and digest hold; the
+`StoredBlob`, and `pyrun.images.download.RegistryBlob`, are the `pyrun.storage.contract.Blob` that a storage driver is
+handed. The compressed bytes are hashed as they come and kept in the content store only when size and digest hold; the
 uncompressed ones are hashed for the diff_id. A thread does that work, so that unpacking overlaps with it.
 """
 
@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from ..errors import DigestMismatch, ImageError, LayerError, RegistryError, StorageError
+from ..errors import DigestMismatch, ImageError, LayerError, StorageError
 from .codec import Buffer, decompressed
 from .content import ContentStore, mismatch
 from .digest import hasher, short
@@ -20,7 +20,6 @@ from .stream import ThreadedReader
 if TYPE_CHECKING:
     from ..layers.unpack import Unpacked
     from ..storage.contract import Whiteouts
-    from .client import RegistryClient
     from .record import ImageLayer
 
 CHUNK = 256 << 10  # bytes a read from the network or disk
@@ -30,7 +29,7 @@ BOMB_RATIO = 1000
 Report = Callable[[str, int, int], None]  # status, current, total
 
 
-def _silent(status: str, current: int, total: int) -> None:
+def silent(status: str, current: int, total: int) -> None:
     pass
 
 
@@ -45,7 +44,7 @@ class LayerBlob:
         content: ContentStore,
         layer: ImageLayer,
         annotations: Mapping[str, str] | None = None,
-        report: Report = _silent,
+        report: Report = silent,
     ) -> None:
         self.digest = layer.digest
         self.diff_id = layer.diff_id
@@ -174,64 +173,6 @@ class StoredBlob(LayerBlob):
         self.intact = True
         if seen != self.size:
             raise wrong_size(self.digest, self.size, seen)
-
-
-class RegistryBlob(StoredBlob):
-    """A blob that a registry serves; from the content store where another process stored it meanwhile."""
-
-    def __init__(
-        self,
-        client: RegistryClient,
-        content: ContentStore,
-        layer: ImageLayer,
-        annotations: Mapping[str, str] | None = None,
-        report: Report = _silent,
-    ) -> None:
-        super().__init__(content, layer, annotations, report)
-        self._client = client
-
-    def range(self, offset: int, count: int) -> bytes:
-        if self._content.has(self.digest):
-            return super().range(offset, count)
-        return self._client.blob_range(self.digest, offset, count)
-
-    def _compressed(self) -> Generator[Buffer, None, None]:
-        writer = self._content.writer(self.digest, self.size)
-        if writer is None:
-            yield from super()._compressed()
-            return
-        with writer:
-            self._report("Downloading", 0, self.size)
-            response = self._client.open_blob(self.digest)
-            try:
-                length = response.header("Content-Length")
-                if length is not None and length != str(self.size):
-                    raise mismatch(
-                        self.digest, f"the registry has {length[:20]} bytes of it instead of {self.size}"
-                    )
-                buffer = memoryview(bytearray(CHUNK))
-                # One byte more than there should be is read, and no further: a body may have no end.
-                while writer.written <= self.size:
-                    left = self.size + 1 - writer.written
-                    count = response.readinto(buffer[: min(CHUNK, left)])
-                    if not count:
-                        break
-                    writer.write(buffer[:count])
-                    self._report("Downloading", writer.written, self.size)
-                    yield buffer[:count]
-                if length is not None and writer.written < self.size:
-                    raise RegistryError(
-                        f"{self._client.endpoint.host} broke off after {writer.written} of {self.size} bytes"
-                        f" of layer {short(self.digest)}",
-                        hint="Pull again.",
-                    )
-            finally:
-                response.close()
-            self._report("Verifying Checksum", self.size, self.size)
-            writer.commit()
-            self.intact = True
-            self._report("Download complete", self.size, self.size)
-            self._report("Extracting", self.size, self.size)
 
 
 def wrong_size(digest: str, said: int, found: int) -> ImageError:

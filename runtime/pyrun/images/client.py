@@ -13,7 +13,7 @@ from .digest import digest_like, is_digest, sha256
 from .model import DOCKER_INDEX, DOCKER_MANIFEST, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST
 from .printable import printable
 from .registries import Endpoint
-from .transport import PATIENCE, Response, Transport
+from .transport import PATIENCE, Body, Response, Transport
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST))
 MAX_ERROR_BODY = 1 << 20
@@ -41,7 +41,7 @@ class RegistryClient:
         Docker Hub does not count HEAD against its pull limit. Raises `ManifestUnknown`, `Unauthorized`,
         `RegistryError`.
         """
-        response = self._request("HEAD", f"manifests/{version}", {"Accept": ACCEPT})
+        response = self.request("HEAD", f"manifests/{version}", {"Accept": ACCEPT})
         response.discard()
         digest = response.header("Docker-Content-Digest") or ""
         if response.status == 405 or (response.status == 200 and not is_digest(digest)):
@@ -57,7 +57,7 @@ class RegistryClient:
 
         By digest, the bytes are checked against it (`DigestMismatch`); by tag the digest is their sha256.
         """
-        response = self._request("GET", f"manifests/{version}", {"Accept": ACCEPT})
+        response = self.request("GET", f"manifests/{version}", {"Accept": ACCEPT})
         body = self._body(response, f"manifest for {self.name}", MAX_DOCUMENT)
         if not is_digest(version):
             return body, response.header("Content-Type") or "", sha256(body)
@@ -68,14 +68,14 @@ class RegistryClient:
         """A small blob (the image config) of exactly ``size`` bytes, whole and checked."""
         if size > MAX_DOCUMENT:
             raise ImageError(f"the config of {self.name} is larger than {MAX_DOCUMENT >> 20} MiB")
-        response = self._request("GET", f"blobs/{digest}", {})
+        response = self.request("GET", f"blobs/{digest}", {})
         body = self._body(response, f"config of {self.name}", size, too_long="than its manifest says")
         self._check(body, digest, "config")
         return body
 
     def open_blob(self, digest: str) -> Response:
         """The answer to a blob's GET, status 200, body not read."""
-        response = self._request("GET", f"blobs/{digest}", {})
+        response = self.request("GET", f"blobs/{digest}", {})
         if response.status != 200:
             self._body(response, f"layer {digest} of {self.name}", 0)
         encoding = response.header("Content-Encoding") or "identity"
@@ -93,7 +93,7 @@ class RegistryClient:
         """
         if count <= 0:
             return b""
-        response = self._request("GET", f"blobs/{digest}", {"Range": f"bytes={offset}-{offset + count - 1}"})
+        response = self.request("GET", f"blobs/{digest}", {"Range": f"bytes={offset}-{offset + count - 1}"})
         if response.status == 416:  # it begins past the end; the length told may be the blob's
             response.close()
             return b""
@@ -116,18 +116,24 @@ class RegistryClient:
             raise RegistryError(f"{self.endpoint.host} sends more than the {count} bytes asked for")
         return body
 
-    def _request(self, method: str, path: str, headers: dict[str, str]) -> Response:
-        url = self._transport.url(f"/v2/{self.endpoint.path}/{path}")
+    def request(self, method: str, path: str, headers: dict[str, str], body: Body | None = None) -> Response:
+        """Any request about this repository, authorised where that is asked for: the answer, its body not read.
+
+        ``path`` is below ``/v2/<repository>/``, or an absolute URL, such as an upload's Location. ``body`` as for
+        `Transport.request`. Raises `Unauthorized`, `RegistryError`; an answer's status is the caller's to judge.
+        """
+        absolute = path.startswith(("http://", "https://"))
+        url = path if absolute else self._transport.url(f"/v2/{self.endpoint.path}/{path}")
         known = self._authorizer.header
         response = self._transport.request(
-            method, url, {**headers, **({"Authorization": known} if known else {})}
+            method, url, {**headers, **({"Authorization": known} if known else {})}, body
         )
         if response.status == 401:
             response.discard()
             answer = self._authorizer.answer(response.header("WWW-Authenticate"))
             if answer is None:
                 raise Unauthorized(f"{self.endpoint.host} wants credentials for {self.name}", hint=PRIVATE)
-            response = self._transport.request(method, url, {**headers, "Authorization": answer})
+            response = self._transport.request(method, url, {**headers, "Authorization": answer}, body)
         return response
 
     def _body(self, response: Response, what: str, limit: int, too_long: str = "") -> bytes:

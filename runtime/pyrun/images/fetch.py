@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import DigestMismatch, ImageError, RegistryError
-from .blob import LayerBlob, RegistryBlob, Report, StoredBlob, wrong_size
+from .blob import LayerBlob, Report, StoredBlob, wrong_size
 from .client import RegistryClient
 from .digest import short
+from .download import RegistryBlob
 from .record import ImageLayer
 from .resolve import all_failed
 

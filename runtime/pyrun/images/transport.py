@@ -14,7 +14,7 @@ import socket
 import ssl
 import time
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from ..errors import RegistryError
@@ -31,6 +31,7 @@ _SMALL = 64 << 10
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Origin = tuple[str, str, int]  # scheme, host, port
+Body = bytes | BinaryIO
 
 
 class Response:
@@ -170,21 +171,26 @@ class Transport:
             connection.close()
         self._connections.clear()
 
-    def request(self, method: str, url: str, headers: dict[str, str]) -> Response:
+    def request(self, method: str, url: str, headers: dict[str, str], body: Body | None = None) -> Response:
         """Send, and follow up to ten redirects. Raises `RegistryError` for anything but an HTTP answer.
+
+        ``body``: bytes, or a binary file that is sent from where it stands; "Content-Length" among the headers
+        says how much. It is sent once: where a redirect or a closed connection calls for it again, a file is
+        sought back to where it stood.
 
         Authorization is dropped as soon as scheme, host or port change. A redirect from https to http is
         refused, and so is anything that leads from elsewhere to loopback or a link-local address: a registry
         has no business with services of this machine or of its cloud (SSRF).
         """
         headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
+        start = body.tell() if body is not None and not isinstance(body, bytes) else 0
         for _ in range(MAX_REDIRECTS + 1):
             origin, target = _parsed(url)
             if origin[0] == "http" and not self.plain_allowed:
                 raise RegistryError(
                     f"{self.host} leads to {printable(url, 200)}, which is not https", hint=_PLAIN_HINT
                 )
-            response = self._send(method, origin, target, headers)
+            response = self._send(method, origin, target, headers, body, start)
             location = response.header("Location")
             if response.status not in _REDIRECTS or not location:
                 return response
@@ -203,14 +209,24 @@ class Transport:
                 headers = {name: value for name, value in headers.items() if name != "Authorization"}
         raise RegistryError(f"{self.host} redirects more than {MAX_REDIRECTS} times")
 
-    def _send(self, method: str, origin: Origin, target: str, headers: dict[str, str]) -> Response:
+    def _send(
+        self,
+        method: str,
+        origin: Origin,
+        target: str,
+        headers: dict[str, str],
+        body: Body | None,
+        start: int,
+    ) -> Response:
         for attempt in (1, 2):
             with _explained(origin):
                 connection, fresh = self._connected(origin)
                 self._check_peer(origin, connection)
                 try:
                     connection.sock.settimeout(IDLE_TIMEOUT)
-                    connection.request(method, target, headers=headers)
+                    if body is not None and not isinstance(body, bytes):
+                        body.seek(start)
+                    connection.request(method, target, body, headers)
                     deadline = Deadline(self.patience)
                     raw = _answer(connection, deadline)
                     return Response(raw, connection, origin, deadline, self.patience)

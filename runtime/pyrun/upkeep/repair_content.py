@@ -7,9 +7,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DigestMismatch, ImageError, PyrunError, RegistryError
-from ..images.blob import RegistryBlob, StoredBlob
+from ..images.blob import StoredBlob
 from ..images.client import RegistryClient
 from ..images.content import REF_NAME
+from ..images.download import RegistryBlob
 from ..images.model import Index, parse_config, parse_manifest
 from ..images.platform import Platform
 from ..images.record import Image, ImageLayer
