@@ -6,4 +6,4 @@ from .containers import ContainerMethods
 
 
 class RegistryMethods(ContainerMethods):
-    """ credentials, pushing, searching.:What `Engine` does with registries, pulling apart."""
+    """credentials, pushing, searching.:What `Engine` does with registries, pulling apart."""
