@@ -19,7 +19,7 @@ class Absent(Exception):
     """The engine can't take part; the message says why, and what would change it."""
 
 
-def _run(command: list[str], environ: Mapping[str, str] | None = None, timeout: float = 120) -> str:
+def output(command: list[str], environ: Mapping[str, str] | None = None, timeout: float = 120) -> str:
     try:
         done = subprocess.run(
             command,
@@ -38,7 +38,7 @@ def _run(command: list[str], environ: Mapping[str, str] | None = None, timeout: 
     return done.stdout
 
 
-def _program(name: str, package: str) -> str:
+def installed(name: str, package: str) -> str:
     found = shutil.which(name)
     if not found:
         raise Absent(f"not installed (Debian: apt-get install {package})")
@@ -54,7 +54,7 @@ class Field:
         self._bundle: Path | None = None
 
     def pyrun(self) -> Contender:
-        program = _program("pyrun", "-")
+        program = installed("pyrun", "-")
         conf = self.work / "registries.conf"
         conf.write_text(
             '[[registry]]\nprefix = "docker.io"\nlocation = "docker.io"\n\n'
@@ -69,13 +69,13 @@ class Field:
             "--state",
             str(self.work / "pyrun" / "state"),
         ]
-        _run([*base, "pull", "-q", "busybox"], environ)
-        version = _run([program, "--version"]).strip()
+        output([*base, "pull", "-q", "busybox"], environ)
+        version = output([program, "--version"]).strip()
         command = [*base, "run", "--rm", "--network", "none", "busybox", "true"]
         return Contender("pyrun", version, command, environ)
 
     def podman(self) -> Contender:
-        program = _program("podman", "podman")
+        program = installed("podman", "podman")
         folder = self.work / "podman"
         folder.mkdir()
         # Below a long run root conmon's socket names get too long: each start then waits 20 s for its exit.
@@ -102,17 +102,17 @@ class Field:
         self.cleanup.callback(
             subprocess.run, ["umount", "-l", f"{folder}/graph/overlay"], capture_output=True
         )
-        _run([program, "pull", "-q", "--tls-verify=false", self.image], environ)
+        output([program, "pull", "-q", "--tls-verify=false", self.image], environ)
         command = [program, "run", "--rm", "--network", "none", self.image, "true"]
-        return Contender("podman", _run([program, "--version"]).strip(), command, environ)
+        return Contender("podman", output([program, "--version"]).strip(), command, environ)
 
     def docker(self) -> Contender:
-        program = _program("docker", "docker.io")
+        program = installed("docker", "docker.io")
         try:
-            server = _run([program, "version", "--format", "{{.Server.Version}}"], timeout=10).strip()
+            server = output([program, "version", "--format", "{{.Server.Version}}"], timeout=10).strip()
         except Absent:
             raise Absent("its daemon does not answer (DOCKER_HOST names another one)") from None
-        _run([program, "pull", "-q", self.image])
+        output([program, "pull", "-q", self.image])
         # The one thing left in a store that is not this benchmark's.
         self.cleanup.callback(subprocess.run, [program, "rmi", self.image], capture_output=True)
         command = [program, "run", "--rm", "--network", "none", self.image, "true"]
@@ -125,11 +125,11 @@ class Field:
         return self._runtime("crun")
 
     def _runtime(self, name: str) -> Contender:
-        program = _program(name, name)
+        program = installed(name, name)
         bundle = self._rootfs()
         target = self.work / f"bundle-{name}"
         target.mkdir()
-        _run(
+        output(
             [program, "spec", "--bundle", str(target)]
             if name == "runc"
             else [program, "spec", "-b", str(target)]
@@ -142,7 +142,7 @@ class Field:
         (target / "config.json").write_text(json.dumps(spec), encoding="utf-8")
         state = str(self.work / f"state-{name}")
         command = [program, "--root", state, "run", "--bundle", str(target), "bench-start"]
-        return Contender(name, _run([program, "--version"]).split("\n")[0], command, dict(os.environ))
+        return Contender(name, output([program, "--version"]).split("\n")[0], command, dict(os.environ))
 
     def _rootfs(self) -> Path:
         """busybox unpacked, out of the same blobs that the registry serves."""
@@ -157,7 +157,7 @@ class Field:
             layer = json.loads(self._blob(image["digest"]).read_bytes())["layers"][0]
             self._bundle = self.work / "rootfs"
             self._bundle.mkdir()
-            _run(["tar", "-xzf", str(self._blob(layer["digest"])), "-C", str(self._bundle)])
+            output(["tar", "-xzf", str(self._blob(layer["digest"])), "-C", str(self._bundle)])
         return self._bundle
 
     def _blob(self, digest: str) -> Path:

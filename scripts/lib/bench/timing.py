@@ -9,23 +9,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-_TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def _busy() -> float:
-    """CPU seconds that this machine has spent on anything but idling (proc(5), /proc/stat)."""
-    with open("/proc/stat", encoding="ascii") as stat:
-        user, nice, system, _idle, _iowait, irq, softirq, *_ = map(int, stat.readline().split()[1:])
-    return (user + nice + system + irq + softirq) / _TICKS
+from .footprint import busy
 
 
 def wait_for_quiet(bound: float) -> float:
     """Wait, ``bound`` seconds at most, until a sixth of a core or less is busy; seconds waited."""
     began = time.monotonic()
     while (waited := time.monotonic() - began) < bound:
-        before = _busy()
+        before = busy()
         time.sleep(0.12)
-        if _busy() - before <= 0.02:
+        if busy() - before <= 0.02:
             break
     return waited
 
