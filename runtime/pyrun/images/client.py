@@ -6,13 +6,16 @@ Digests are always computed from the bytes; what the registry claims about them 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ..errors import DigestMismatch, ImageError, ManifestUnknown, RegistryError, Unauthorized
-from .auth import PRIVATE, Authorizer
+from .access import Access
+from .auth import Authorizer, private
 from .digest import digest_like, is_digest, sha256
 from .model import DOCKER_INDEX, DOCKER_MANIFEST, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST
 from .printable import printable
 from .registries import Endpoint
+from .retry import IDEMPOTENT, Sender
 from .transport import PATIENCE, Body, Response, Transport
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST))
@@ -20,17 +23,48 @@ MAX_ERROR_BODY = 1 << 20
 
 
 class RegistryClient:
-    """One repository at one `Endpoint`. ``name`` is the image's name in messages, as the user knows it;
-    ``patience`` the seconds a slow answer gets (`pyrun.images.transport.PATIENCE`).
+    """One repository at one `Endpoint`.
 
-    Connections must not be shared across fork: `close` before forking; the next request opens new ones.
+    name      the image's name in messages, as the user knows it
+    actions   what tokens are asked for: "pull" or "pull,push"
+    access    whose credentials, which certificates, who hears of retries and warnings
+    patience  the seconds a slow answer gets (`pyrun.images.transport.PATIENCE`)
+
+    Connections must not be shared across fork: `close` before forking; the next request opens new ones. Tokens
+    are inherited: call `authorize` before forking, so that the workers don't ask for one each.
     """
 
-    def __init__(self, endpoint: Endpoint, name: str, *, patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        name: str,
+        *,
+        actions: str = "pull",
+        access: Access | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
         self.endpoint = endpoint
         self.name = name
-        self._transport = Transport(endpoint.host, insecure=endpoint.insecure, patience=patience)
-        self._authorizer = Authorizer(self._transport, f"repository:{endpoint.path}:pull")
+        self.access = access or Access()
+        self.scope = f"repository:{endpoint.path}:{actions}"
+        self._transport = Transport(endpoint.host, insecure=self.access.insecure(endpoint), patience=patience)
+        self._sender = Sender(self._transport, self.access.notice, mirror=endpoint.mirror)
+        self._authorizer = Authorizer(self._sender, lambda: self.access.find(endpoint))
+
+    @property
+    def notice(self) -> Callable[[str], None]:
+        """Called with a line that the user should see: a retry, a registry's warning. A worker may set its own."""
+        return self._sender.notice
+
+    @notice.setter
+    def notice(self, notice: Callable[[str], None]) -> None:
+        self._sender.notice = notice
+
+    def authorize(self, *scopes: str) -> None:
+        """Have a token at hand if this registry asks for one, for this repository and ``scopes`` beside.
+
+        Raises as `request`."""
+        self._authorizer.header((self.scope, *scopes))
 
     def close(self) -> None:
         self._transport.close()
@@ -73,10 +107,15 @@ class RegistryClient:
         self._check(body, digest, "config")
         return body
 
-    def open_blob(self, digest: str) -> Response:
-        """The answer to a blob's GET, status 200, body not read."""
-        response = self.request("GET", f"blobs/{digest}", {})
-        if response.status != 200:
+    def open_blob(
+        self, digest: str, headers: Mapping[str, str] | None = None, *, also: Collection[int] = ()
+    ) -> Response:
+        """The answer to a blob's GET, body not read: status 200, or 206 to ``headers`` with a Range, or one of
+        ``also``."""
+        response = self.request("GET", f"blobs/{digest}", dict(headers or {}))
+        if response.status in also:
+            return response
+        if response.status not in ((200, 206) if headers else (200,)):
             self._body(response, f"layer {digest} of {self.name}", 0)
         encoding = response.header("Content-Encoding") or "identity"
         if encoding.lower() != "identity":
@@ -85,6 +124,10 @@ class RegistryClient:
                 f"{self.endpoint.host} sends {digest} in the encoding {printable(encoding, 60)!r}"
             )
         return response
+
+    def open_url(self, url: str, headers: Mapping[str, str]) -> Response:
+        """The answer to a GET of an address outside the registry, as a foreign layer's: without credentials."""
+        return self._transport.request("GET", url, dict(headers))
 
     def blob_range(self, digest: str, offset: int, count: int) -> bytes:
         """``count`` bytes of the blob from ``offset``, fewer at its end; not verified (RFC 9110, section 14).
@@ -116,25 +159,59 @@ class RegistryClient:
             raise RegistryError(f"{self.endpoint.host} sends more than the {count} bytes asked for")
         return body
 
-    def request(self, method: str, path: str, headers: dict[str, str], body: Body | None = None) -> Response:
+    def request(
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        body: Body | None = None,
+        *,
+        scopes: Sequence[str] = (),
+    ) -> Response:
         """Any request about this repository, authorised where that is asked for: the answer, its body not read.
 
-        ``path`` is below ``/v2/<repository>/``, or an absolute URL, such as an upload's Location. ``body`` as for
-        `Transport.request`. Raises `Unauthorized`, `RegistryError`; an answer's status is the caller's to judge.
+        path    below ``/v2/<repository>/``, or from the root ("/v2/_catalog"), or an absolute URL, such as an
+                upload's Location or a page's Link; at another origin that gets no credentials
+        body    as for `Transport.request`; a file is sought back where it must be sent again
+        scopes  further scopes for the token, such as "repository:other:pull" for a mount from there
+
+        Retried as `pyrun.images.retry` says. Raises `Unauthorized`, `RegistryError`; an answer's status is the
+        caller's to judge.
         """
         absolute = path.startswith(("http://", "https://"))
-        url = path if absolute else self._transport.url(f"/v2/{self.endpoint.path}/{path}")
-        known = self._authorizer.header
-        response = self._transport.request(
-            method, url, {**headers, **({"Authorization": known} if known else {})}, body
-        )
-        if response.status == 401:
-            response.discard()
-            answer = self._authorizer.answer(response.header("WWW-Authenticate"))
+        if absolute:
+            url = path
+        else:
+            url = self._transport.url(path if path.startswith("/") else f"/v2/{self.endpoint.path}/{path}")
+        wanted = (self.scope, *scopes)
+        own = not absolute or self._transport.is_home(url)
+        again = method in IDEMPOTENT and not (absolute and method == "PUT")
+        start = body.tell() if body is not None and not isinstance(body, bytes) else 0
+        known = self._authorizer.header(wanted) if own else None
+        sent = {**headers, "Authorization": known} if known else headers
+        response = self._sender.request(method, url, sent, body, idempotent=again)
+        if response.status == 401 and own and response.home:
+            refusal = response.read(MAX_ERROR_BODY) or b""
+            answer = self._authorizer.answer(response.header("WWW-Authenticate"), wanted, known)
             if answer is None:
-                raise Unauthorized(f"{self.endpoint.host} wants credentials for {self.name}", hint=PRIVATE)
-            response = self._transport.request(method, url, {**headers, "Authorization": answer}, body)
+                raise self._denied(refusal)
+            if body is not None and not isinstance(body, bytes):
+                body.seek(start)
+            response = self._sender.request(
+                method, url, {**headers, "Authorization": answer}, body, idempotent=again
+            )
         return response
+
+    def _denied(self, body: bytes) -> Unauthorized:
+        _, said = _errors(body)
+        host, secret = self.endpoint.host, self._authorizer.credentials
+        reason = f": {said}" if said else ""
+        if secret is None:
+            return Unauthorized(f"{host} wants credentials for {self.name}{reason}", hint=private(host))
+        return Unauthorized(
+            f"{host} refuses the {secret.described} for {self.name}{reason}",
+            hint=f"Log in again: pyrun login {host}",
+        )
 
     def _body(self, response: Response, what: str, limit: int, too_long: str = "") -> bytes:
         """The body of a 200; any other status as the error it means."""
@@ -149,7 +226,7 @@ class RegistryClient:
         host = self.endpoint.host
         if status in (401, 403):
             raise Unauthorized(
-                f"{host} denies access to {self.name}" + (f": {said}" if said else ""), hint=PRIVATE
+                f"{host} denies access to {self.name}" + (f": {said}" if said else ""), hint=private(host)
             )
         if status == 404:
             where = "" if {"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN"} & codes else f" at {host}"

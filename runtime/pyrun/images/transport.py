@@ -44,7 +44,9 @@ class Response:
         origin: Origin,
         deadline: Deadline,
         patience: float,
+        home: bool = True,
     ) -> None:
+        self.home = home  # the registry itself answered, not where it led to
         self.raw = raw
         self._deadline = deadline
         self._patience = patience
@@ -154,6 +156,8 @@ class Transport:
         self._contexts: dict[bool, ssl.SSLContext] = {}
         self._home: Address | None = None  # of the registry itself
         self._refusal = ""  # how plain HTTP was answered by what is no registry
+        # Status and WWW-Authenticate of /v2/, where finding out the scheme has asked for it.
+        self.base: tuple[int, str | None] | None = None
 
     def url(self, path: str) -> str:
         """``path`` at this registry, in the scheme it speaks; the first call may have to find that out."""
@@ -165,14 +169,26 @@ class Transport:
             self._scheme = "http" if self._speaks_plain_http() else "https"
         return self._scheme
 
+    def is_home(self, url: str) -> bool:
+        """Whether ``url`` is at this registry: its scheme, host and port. Only such a one gets credentials."""
+        return _parsed(url)[0] == self._origin(self.scheme)
+
     def close(self) -> None:
         """Close every connection; the next request opens new ones."""
         for connection in self._connections.values():
             connection.close()
         self._connections.clear()
 
-    def request(self, method: str, url: str, headers: dict[str, str], body: Body | None = None) -> Response:
-        """Send, and follow up to ten redirects. Raises `RegistryError` for anything but an HTTP answer.
+    def request(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        body: Body | None = None,
+        *,
+        follow: bool = True,
+    ) -> Response:
+        """Send, and ``follow`` up to ten redirects. Raises `RegistryError` for anything but an HTTP answer.
 
         ``body``: bytes, or a binary file that is sent from where it stands; "Content-Length" among the headers
         says how much. It is sent once: where a redirect or a closed connection calls for it again, a file is
@@ -192,7 +208,7 @@ class Transport:
                 )
             response = self._send(method, origin, target, headers, body, start)
             location = response.header("Location")
-            if response.status not in _REDIRECTS or not location:
+            if not follow or response.status not in _REDIRECTS or not location:
                 return response
             response.discard()
             try:
@@ -229,7 +245,9 @@ class Transport:
                     connection.request(method, target, body, headers)
                     deadline = Deadline(self.patience)
                     raw = _answer(connection, deadline)
-                    return Response(raw, connection, origin, deadline, self.patience)
+                    return Response(
+                        raw, connection, origin, deadline, self.patience, origin == self._origin(origin[0])
+                    )
                 except (http.client.RemoteDisconnected, ConnectionError, http.client.CannotSendRequest):
                     # A kept connection may have been closed by the other side since; a fresh one may not.
                     connection.close()
@@ -317,6 +335,8 @@ class Transport:
             except (http.client.HTTPException, OSError):
                 return False
             if answer.status in (200, 401) or answer.headers.get("Docker-Distribution-Api-Version"):
+                asked = answer.headers.get_all("WWW-Authenticate")
+                self.base = (answer.status, ", ".join(asked) if asked else None)
                 return True
             self._refusal = f"status {answer.status}"
             return False
