@@ -50,9 +50,7 @@ def _from_store(find: Callable[[Engine], list[str]]) -> Callable[[click.Context]
 
 
 def _image_names(engine: Engine) -> list[str]:
-    from ..images.reference import Reference
-
-    return [Reference.parse(image.reference).familiar for image in engine.images()]
+    return [image.familiar for image in engine.images()]
 
 
 def _container_names(engine: Engine) -> list[str]:

@@ -13,7 +13,7 @@ from .reference import Reference
 
 def _config(content: ContentStore, image: Image) -> ImageConfig:
     return parse(
-        content.read(image.id), ImageConfig, f"the config of {Reference.parse(image.reference).familiar}"
+        content.read(image.id), ImageConfig, f"the config of {image.familiar}"
     )
 
 

@@ -23,7 +23,8 @@ class ImageLayer:
 class Image:
     """What ``images/<quoted reference>.json`` holds: all that ``run`` needs, in one read.
 
-    reference  canonical, e.g. "docker.io/library/redis:latest" or "docker.io/library/redis@sha256:..."
+    reference  canonical, e.g. "docker.io/library/redis:latest" or "docker.io/library/redis@sha256:..."; of an image
+               without a name "@" and the digest of its manifest
     digest     of what the name resolved to (the index's, where there is one): the repository digest
     manifest   digest of the platform's manifest
     id         digest of the image config: the image ID
@@ -59,6 +60,20 @@ class Image:
     def size(self) -> int:
         """Bytes of all layers' tar streams, as docker's SIZE column counts."""
         return sum(layer.unpacked for layer in self.layers)
+
+    @property
+    def unnamed(self) -> bool:
+        """Whether the image has no name, not even a repository: it is known by its ID."""
+        return self.reference[:1] == "@"
+
+    @property
+    def familiar(self) -> str:
+        """The name as docker shows it, "redis:latest"; the short ID of an image that has none."""
+        if self.unnamed:
+            return self.id.partition(":")[2][:12]
+        from .reference import Reference
+
+        return Reference.parse(self.reference).familiar
 
     def to_json(self) -> dict[str, Any]:
         record = {name: getattr(self, name) for name in self.__slots__}
