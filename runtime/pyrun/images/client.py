@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
 
 from ..errors import DigestMismatch, ImageError, ManifestUnknown, RegistryError, Unauthorized
 from .access import Access
@@ -69,6 +70,18 @@ class RegistryClient:
     def close(self) -> None:
         self._transport.close()
 
+    def abort(self) -> None:
+        """`Transport.abort`."""
+        self._transport.abort()
+
+    def twin(self) -> RegistryClient:
+        """A client for another thread: with connections of its own, and the tokens of this one."""
+        twin = copy(self)
+        twin._transport = self._transport.twin()
+        twin._sender = copy(self._sender)
+        twin._sender.transport = twin._transport
+        return twin
+
     def head_manifest(self, version: str) -> str | None:
         """The digest the registry gives for a tag or digest; None where it does not say.
 
@@ -108,11 +121,16 @@ class RegistryClient:
         return body
 
     def open_blob(
-        self, digest: str, headers: Mapping[str, str] | None = None, *, also: Collection[int] = ()
+        self,
+        digest: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        also: Collection[int] = (),
+        tries: int | None = None,
     ) -> Response:
         """The answer to a blob's GET, body not read: status 200, or 206 to ``headers`` with a Range, or one of
-        ``also``."""
-        response = self.request("GET", f"blobs/{digest}", dict(headers or {}))
+        ``also``. ``tries``: 1 for a caller that asks again itself."""
+        response = self.request("GET", f"blobs/{digest}", dict(headers or {}), tries=tries)
         if response.status in also:
             return response
         if response.status not in ((200, 206) if headers else (200,)):
@@ -167,6 +185,7 @@ class RegistryClient:
         body: Body | None = None,
         *,
         scopes: Sequence[str] = (),
+        tries: int | None = None,
     ) -> Response:
         """Any request about this repository, authorised where that is asked for: the answer, its body not read.
 
@@ -189,7 +208,7 @@ class RegistryClient:
         start = body.tell() if body is not None and not isinstance(body, bytes) else 0
         known = self._authorizer.header(wanted) if own else None
         sent = {**headers, "Authorization": known} if known else headers
-        response = self._sender.request(method, url, sent, body, idempotent=again)
+        response = self._sender.request(method, url, sent, body, idempotent=again, tries=tries)
         if response.status == 401 and own and response.home:
             refusal = response.read(MAX_ERROR_BODY) or b""
             answer = self._authorizer.answer(response.header("WWW-Authenticate"), wanted, known)
@@ -198,7 +217,7 @@ class RegistryClient:
             if body is not None and not isinstance(body, bytes):
                 body.seek(start)
             response = self._sender.request(
-                method, url, {**headers, "Authorization": answer}, body, idempotent=again
+                method, url, {**headers, "Authorization": answer}, body, idempotent=again, tries=tries
             )
         return response
 
@@ -220,26 +239,30 @@ class RegistryClient:
             if body is None:
                 raise ImageError(f"the {what} is larger {too_long or f'than {limit >> 20} MiB'}")
             return body
+        raise self.failure(response, what)
+
+    def failure(self, response: Response, what: str) -> RegistryError:
+        """What an answer means that is an error: ``what`` was asked for. Reads its body."""
         status = response.status
         body = response.read(MAX_ERROR_BODY) or b""
         codes, said = _errors(body)
         host = self.endpoint.host
         if status in (401, 403):
-            raise Unauthorized(
+            return Unauthorized(
                 f"{host} denies access to {self.name}" + (f": {said}" if said else ""), hint=private(host)
             )
         if status == 404:
             where = "" if {"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN"} & codes else f" at {host}"
-            raise ManifestUnknown(
+            return ManifestUnknown(
                 f"{what} not found{where}" + (f": {said}" if said else ""), hint="Check name and tag."
             )
         if status == 429:
             after = printable(response.header("Retry-After") or "", 60)
             wait = f"Try again in {after} s." if after.isdecimal() else "Try again later."
-            raise RegistryError(
+            return RegistryError(
                 f"{host} limits how often it may be asked" + (f": {said}" if said else ""), hint=wait
             )
-        raise RegistryError(
+        return RegistryError(
             f"{host} answered with status {status} for the {what}" + (f": {said}" if said else "")
         )
 

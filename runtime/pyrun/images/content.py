@@ -2,30 +2,28 @@
 
     <root>/content/oci-layout, index.json, blobs/<algorithm>/<hex>
     <root>/content/.tmp-<pid>-<name>          being written, by that process
-    <root>/ingest/<algorithm>-<hex>.part      being written, locked with flock by its writer
+    <root>/ingest/<algorithm>-<hex>.part      being written, or broken off (`pyrun.images.parts`)
 
 A blob appears under its name only when size and digest hold and its bytes are on disk: write, fsync, rename,
-fsync of the directory. A writer that died leaves a ``.part`` file without a lock, which `sweep` removes.
-``index.json`` is a view derived from the image records; nothing in pyrun reads it to decide anything.
+fsync of the directory.
+``index.json`` is a view derived from the image records (`pyrun.images.index`).
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import json
 import os
 
 from ..errors import DigestMismatch, StorageError
+from . import parts
 from .digest import HEX_LENGTH, digest_like, hasher, is_digest
+from .parts import Writer, fsync_directory, same_file
+from .parts import mismatch as mismatch
+from .parts import out_of_space as out_of_space
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from io import FileIO
-    from typing import Any
-
-    Buffer = bytes | bytearray | memoryview
 
 REF_NAME = "org.opencontainers.image.ref.name"
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
@@ -82,35 +80,40 @@ class ContentStore:
                 writer.write(data)
                 writer.commit()
 
-    def writer(self, digest: str, size: int) -> Writer | None:
+    def writer(
+        self,
+        digest: str,
+        size: int,
+        *,
+        resumable: bool = False,
+        waiting: Callable[[int], None] | None = None,
+    ) -> Writer | None:
         """A `Writer` for a blob of exactly ``size`` bytes; None where the blob is stored already.
 
-        Waits while another process writes the same blob.
+        Waits while another process writes the same blob, and then finds the blob, or takes over. ``resumable``:
+        what a writer before this one left is gone on with, and what this one leaves is kept. ``waiting`` is
+        called now and then with the bytes that the other process has so far.
         """
         path = self.blob_path(digest)
-        part = os.path.join(self._ingest, f"{digest.replace(':', '-')}.part")
+        part = os.path.join(self._ingest, parts.file_name(digest))
         try:
-            return self._writer(part, path, digest, size)
+            os.makedirs(self._ingest, mode=0o700, exist_ok=True)
+            while not os.path.exists(path):
+                fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                try:
+                    parts.acquire(fd, waiting)
+                    if same_file(fd, part) and not os.path.exists(path):
+                        self.make_layout()
+                        return Writer(fd, part, path, digest, size, keeps=resumable)
+                    # The file was renamed into place, or removed, while this call waited for its lock.
+                    if same_file(fd, part):
+                        os.unlink(part)
+                except BaseException:
+                    os.close(fd)
+                    raise
+                os.close(fd)
         except OSError as error:
             raise out_of_space(error, error.filename or part) from error
-
-    def _writer(self, part: str, path: str, digest: str, size: int) -> Writer | None:
-        os.makedirs(self._ingest, mode=0o700, exist_ok=True)
-        while not os.path.exists(path):
-            fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                if _same_file(fd, part) and not os.path.exists(path):
-                    os.ftruncate(fd, 0)
-                    self._make_layout()
-                    return Writer(fd, part, path, digest, size)
-            except BaseException:
-                os.close(fd)
-                raise
-            # The file was renamed into place, or removed, while this call waited for its lock.
-            if _same_file(fd, part):
-                os.unlink(part)
-            os.close(fd)
         return None
 
     def remove(self, digest: str) -> int:
@@ -134,30 +137,29 @@ class ContentStore:
                 if is_digest(f"{algorithm}:{name}"):
                     yield f"{algorithm}:{name}"
 
-    def sweep(self) -> int:
-        """Remove what dead writers left: every ``.part`` file that nobody holds a lock on, and the temporary
-        files of processes that are gone. Their number."""
-        swept = self._sweep_temporary()
+    def sweep(self, kept: float = parts.KEPT) -> int:
+        """Remove what dead writers left: parts that are of no more use (`pyrun.images.parts.stale`; with ``kept``
+        0 all that nobody writes), and the temporary files of processes that are gone. Their number."""
+        return self._sweep_temporary() + parts.sweep(self._ingest, self.has, kept)
+
+    def stale(self, part: str) -> bool:
+        """Whether the file named ``part`` in ``ingest`` is of no more use, for a caller that knows nobody writes it."""
+        return parts.stale(os.path.join(self._ingest, part), self.has)
+
+    def unfinished(self) -> dict[str, int]:
+        """Bytes that are there of blobs that are not whole yet, by digest; being written or not."""
+        found = {}
         try:
-            names = os.listdir(self._ingest)
+            for entry in os.scandir(self._ingest):
+                digest = parts.digest_of(entry.name)
+                if digest:
+                    try:
+                        found[digest] = entry.stat(follow_symlinks=False).st_size
+                    except FileNotFoundError:
+                        pass  # finished just now
         except FileNotFoundError:
-            return swept
-        for name in names:
-            path = os.path.join(self._ingest, name)
-            try:
-                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            except OSError:
-                continue
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _same_file(fd, path):
-                    os.unlink(path)
-                    swept += 1
-            except BlockingIOError:
-                pass
-            finally:
-                os.close(fd)
-        return swept
+            pass
+        return found
 
     def _sweep_temporary(self) -> int:
         swept = 0
@@ -175,39 +177,6 @@ class ContentStore:
                     pass  # swept by another process, or by nobody
         return swept
 
-    def publish(self, names: dict[str, str]) -> None:
-        """Rewrite ``index.json`` so that it lists ``names``: reference -> digest of its manifest.
-
-        The caller serialises calls. Names whose manifest is not stored are left out.
-        """
-        self._make_layout()
-        path = os.path.join(self.path, "index.json")
-        known: dict[str, dict[str, Any]] = {}
-        try:
-            with open(path, "rb") as file:
-                for entry in json.load(file)["manifests"]:
-                    known[entry["digest"]] = {k: entry[k] for k in ("mediaType", "digest", "size")}
-        except (OSError, ValueError, KeyError, TypeError):
-            known = {}  # a view: made anew
-        manifests = []
-        for name, digest in sorted(names.items()):
-            if digest not in known:
-                try:
-                    data = self.read(digest)
-                    manifest = json.loads(data)
-                except (StorageError, DigestMismatch, ValueError):
-                    continue
-                # OCI lets a manifest leave its own type out; Docker's always carries it.
-                media_type = manifest.get("mediaType") or "application/vnd.oci.image.manifest.v1+json"
-                known[digest] = {"mediaType": media_type, "digest": digest, "size": len(data)}
-            manifests.append({**known[digest], "annotations": {REF_NAME: name}})
-        index = {
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": manifests,
-        }
-        write_file(path, json.dumps(index, separators=(",", ":")).encode())
-
     def blob_path(self, digest: str) -> str:
         """Where the blob is, or would be."""
         if not is_digest(digest):
@@ -215,15 +184,22 @@ class ContentStore:
         algorithm, _, digits = digest.partition(":")
         return os.path.join(self.path, "blobs", algorithm, digits)
 
-    def _make_layout(self) -> None:
+    def make_layout(self) -> None:
+        """Make the directories and the two files that every OCI layout has, if they are missing."""
         layout = os.path.join(self.path, "oci-layout")
         if os.path.exists(layout):
             return
         for algorithm in HEX_LENGTH:
             os.makedirs(os.path.join(self.path, "blobs", algorithm), mode=0o700, exist_ok=True)
-        index = os.path.join(self.path, "index.json")
-        if not os.path.exists(index):
-            write_file(index, b'{"schemaVersion":2,"manifests":[]}')
+        empty = os.path.join(self.path, f".tmp-{os.getpid()}-empty")
+        write_file(empty, b'{"schemaVersion":2,"manifests":[]}')
+        try:
+            # Never over one that another process published meanwhile.
+            os.link(empty, os.path.join(self.path, "index.json"))
+        except FileExistsError:
+            pass
+        finally:
+            os.unlink(empty)
         write_file(layout, _LAYOUT)
 
     def _missing_named(self, digest: str) -> _MissingNamed:
@@ -233,62 +209,6 @@ class ContentStore:
 def sweep(root: str) -> int:
     """`ContentStore.sweep` of the engine's store ``root``."""
     return ContentStore(root).sweep()
-
-
-class Writer:
-    """One blob being stored. A context manager: leaving it without `commit` removes what was written."""
-
-    __slots__ = ("_committed", "_digest", "_fd", "_hasher", "_part", "_path", "_size", "written")
-
-    def __init__(self, fd: int, part: str, path: str, digest: str, size: int) -> None:
-        self._fd = fd
-        self._part = part
-        self._path = path
-        self._digest = digest
-        self._size = size
-        self._hasher = hasher(digest)
-        self._committed = False
-        self.written = 0
-
-    def write(self, data: Buffer) -> None:
-        """Append. Raises `DigestMismatch` as soon as there is more than the expected size."""
-        self.written += len(data)
-        if self.written > self._size:
-            raise mismatch(self._digest, f"it is longer than the {self._size} bytes it should have")
-        self._hasher.update(data)
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[os.write(self._fd, view) :]
-            except OSError as error:
-                raise out_of_space(error, self._part) from error
-
-    def commit(self) -> None:
-        """Check size and digest (`DigestMismatch`), and put the blob in its place, durably."""
-        if self.written != self._size:
-            raise mismatch(self._digest, f"it has {self.written} bytes instead of {self._size}")
-        found = self._hasher.hexdigest()
-        if found != self._digest.partition(":")[2]:
-            raise mismatch(self._digest, f"its bytes are {self._digest.partition(':')[0]}:{found}")
-        try:
-            os.fchmod(self._fd, 0o644)
-            os.fsync(self._fd)
-            os.rename(self._part, self._path)
-            _fsync_directory(os.path.dirname(self._path))
-        except OSError as error:
-            raise out_of_space(error, self._path) from error
-        self._committed = True
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self._committed:
-            try:
-                os.unlink(self._part)  # before the lock goes with the descriptor
-            except FileNotFoundError:
-                pass
-        os.close(self._fd)
 
 
 class _MissingNamed:
@@ -306,22 +226,6 @@ class _MissingNamed:
             ) from error
 
 
-def mismatch(digest: str, why: str) -> DigestMismatch:
-    return DigestMismatch(
-        f"blob {digest} is damaged or tampered with: {why}",
-        hint="Nothing of it was kept. If it happens again, the registry or mirror serves bad content.",
-    )
-
-
-def out_of_space(error: OSError, path: str) -> StorageError:
-    """The `StorageError` for a failed write at ``path``; says so in words where the disk is full."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(
-            f"no space left for {path}", hint="Free some space, or use a store elsewhere with --root."
-        )
-    return StorageError(f"{path} can't be written: {error.strerror}", hint="Check the store's directory.")
-
-
 def write_file(path: str, data: bytes, mode: int = 0o644) -> None:
     """Replace ``path`` atomically and durably: temporary file, fsync, rename, fsync of the directory."""
     directory, name = os.path.split(path)
@@ -336,28 +240,10 @@ def write_file(path: str, data: bytes, mode: int = 0o644) -> None:
         finally:
             os.close(fd)
         os.rename(temporary, path)
-        _fsync_directory(directory)
+        fsync_directory(directory)
     except OSError as error:
         try:
             os.unlink(temporary)
         except OSError:
             pass
         raise out_of_space(error, path) from error
-
-
-def _fsync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _same_file(fd: int, path: str) -> bool:
-    """Whether ``path`` still names the open file: its writer may have renamed or removed it meanwhile."""
-    mine = os.fstat(fd)
-    try:
-        theirs = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return (mine.st_dev, mine.st_ino) == (theirs.st_dev, theirs.st_ino)

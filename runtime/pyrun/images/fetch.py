@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import DigestMismatch, ImageError, RegistryError
-from .blob import LayerBlob, Report, StoredBlob, wrong_size
+from ..errors import DigestMismatch
+from .blob import LayerBlob, Report, StoredBlob, silent, wrong_size
 from .client import RegistryClient
-from .digest import short
 from .download import RegistryBlob
+from .model import foreign_urls
 from .record import ImageLayer
-from .resolve import all_failed
+from .sources import Sources
 
 if TYPE_CHECKING:
     from ..storage.contract import Layer
@@ -41,6 +41,7 @@ class LayerFetch:
         self.key = key
         self._layer = ImageLayer(descriptor.digest, diff_id, descriptor.size, 0, descriptor.media_type)
         self._annotations = descriptor.annotations
+        self._urls = foreign_urls(descriptor)
         self.parent: Layer | None = None
         self._content = content
         self._layers = layers
@@ -53,13 +54,19 @@ class LayerFetch:
                 self.store(report)
             return
 
+        told = _sparse(report)
+
+        def waiting() -> None:
+            """Another process makes the layer: what it has of the blob is this one's progress, too."""
+            told("Downloading", self._content.unfinished().get(self.digest, 0), self._layer.size)
+
         def use(blob: LayerBlob) -> None:
             if self._layers.chained:
-                self._layers.ingest(blob, self.parent, inner=True)
+                self._layers.ingest(blob, self.parent, inner=True, waiting=waiting)
             else:
-                self._layers.ingest(blob)
+                self._layers.ingest(blob, waiting=waiting)
 
-        if not self._through(use, _sparse(report)).verified and not self._lazy:
+        if not self._through(use, told).verified and not self._lazy:
             self.store(report)  # another process made the layer, perhaps from another blob
 
     def store(self, report: Report) -> None:
@@ -92,7 +99,6 @@ class LayerFetch:
 
     def _through(self, use: Callable[[LayerBlob], None], report: Report) -> LayerBlob:
         """``use`` the blob of the first source whose bytes are what they should be; that blob."""
-        blob: LayerBlob
         if self.stored():
             blob = StoredBlob(self._content, self._layer, self._annotations, report)
             try:
@@ -102,19 +108,40 @@ class LayerFetch:
                 if blob.intact:
                     raise
                 self._content.remove(self.digest)  # damaged on disk: fetched again below
-        failures: list[tuple[RegistryClient, ImageError]] = []
-        for client in self._clients:
-            blob = RegistryBlob(client, self._content, self._layer, self._annotations, report)
+        sources = Sources(self.digest, self._clients, self._urls)
+        return fetched(use, sources, self._content, self._layer, self._annotations, report)
+
+
+def fetched(
+    use: Callable[[LayerBlob], None],
+    sources: Sources,
+    content: ContentStore,
+    layer: ImageLayer,
+    annotations: Mapping[str, str] | None = None,
+    report: Report = silent,
+) -> RegistryBlob:
+    """``use`` the layer's blob from the first of ``sources`` whose bytes are what they should be; that blob.
+
+    Wrong bytes are never kept, and their source is not asked again. Where they came from several, or were partly on
+    disk already, it can't be told whose were wrong: all are fetched once more. Raises the last source's error, or
+    one that tells of all.
+    """
+    again = False
+    try:
+        while True:
+            blob = RegistryBlob(sources, content, layer, annotations, report)
             try:
                 use(blob)
                 return blob
-            except (RegistryError, DigestMismatch) as error:
-                if blob.intact:
-                    raise  # the bytes are right and the image is wrong: another endpoint can't help
-                failures.append((client, error))
-            finally:
-                client.close()
-        raise all_failed(f"layer {short(self.digest)}", failures)
+            except DigestMismatch as error:
+                if blob.intact or blob.source is None:
+                    raise  # the bytes are right and the image is wrong; or there is no source left
+                if again or not blob.mixed:
+                    sources.drop(blob.source, error)
+                else:
+                    again = True
+    finally:
+        sources.close()
 
 
 def _sparse(report: Report) -> Report:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..storage.layers import chain_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from ..storage.contract import Blob, Driver, Layer
     from ..storage.guard import Guarded
@@ -27,9 +27,17 @@ class LayerStore(Protocol):
     def unpacked(self, key: str, /) -> int:
         """Bytes of the tar stream the layer was made from."""
 
-    def ingest(self, blob: Blob, parent: Layer | None = None, /, *, inner: bool = False) -> Layer:
+    def ingest(
+        self,
+        blob: Blob,
+        parent: Layer | None = None,
+        /,
+        *,
+        inner: bool = False,
+        waiting: Callable[[], None] | None = None,
+    ) -> Layer:
         """Make the layer, or wait for a process that is making it; ``blob`` may be left unread then. ``inner``:
-        it is not the image's topmost."""
+        it is not the image's topmost. ``waiting`` is called now and then while it waits."""
 
     def complete(self, key: str, /) -> None:
         """Do for the topmost layer what is left out for an inner one."""

@@ -208,12 +208,13 @@ def parse_manifest(data: bytes, media_type: str, what: str) -> Index | Manifest:
                 f"{what} has a layer of type {printable(layer.media_type, 200)!r}",
                 hint="Layers are tar archives: plain, gzip or zstd. Encrypted ones can't be read.",
             )
-        if layer.urls:
-            raise ImageError(
-                f"{what} has a foreign layer, {layer.digest}, that is fetched from outside its registry",
-                hint="Only content that the registry itself serves is pulled.",
-            )
     return manifest
+
+
+def foreign_urls(layer: Descriptor) -> list[str]:
+    """Where else a foreign (nondistributable) layer may be had; none for a layer of another kind."""
+    foreign = "nondistributable" in layer.media_type or ".foreign." in layer.media_type
+    return list(layer.urls or ()) if foreign else []
 
 
 def parse_config(data: bytes, manifest: Manifest, what: str) -> ImageConfig:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import DigestMismatch, ImageError, ManifestUnknown, PlatformUnavailable
+from ..errors import DigestMismatch, ImageError, PlatformUnavailable
 from .client import RegistryClient
 from .content import ContentStore
 from .model import (
@@ -24,6 +24,7 @@ from .model import (
 from .platform import Platform, choose, suits
 from .printable import printable
 from .reference import Reference
+from .sources import failed
 
 MAX_INDEX_DEPTH = 3
 
@@ -49,24 +50,13 @@ def resolve(
 
     Raises `ImageError` or one of its kinds; where all failed, the message has every endpoint's reason.
     """
-    failures: list[tuple[RegistryClient, ImageError]] = []
+    failures: list[tuple[object, ImageError]] = []
     for at, client in enumerate(clients):
         try:
             return _resolve(reference, platform, content, client, [*clients[at:], *clients[:at]])
         except ImageError as error:
-            failures.append((client, error))
-    raise all_failed(reference.familiar, failures)
-
-
-def all_failed(name: str, failures: Sequence[tuple[RegistryClient, ImageError]]) -> ImageError:
-    """The one error that tells of every endpoint's."""
-    if len(failures) == 1:
-        return failures[0][1]
-    last = failures[-1][1]
-    reasons = "; ".join(f"{client.endpoint}: {error.message}" for client, error in failures)
-    unknown = all(isinstance(error, ManifestUnknown) for _, error in failures)
-    kind = ManifestUnknown if unknown else type(last)
-    return kind(f"{name} can't be fetched from any of its {len(failures)} places: {reasons}", hint=last.hint)
+            failures.append((client.endpoint, error))
+    raise failed(reference.familiar, failures)
 
 
 def _resolve(

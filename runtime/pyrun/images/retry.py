@@ -53,36 +53,38 @@ class Sender:
         *,
         idempotent: bool | None = None,
         follow: bool = True,
+        tries: int | None = None,
     ) -> Response:
         """As `Transport.request`. The last answer is handed over as it is, whatever its status.
 
         ``idempotent``: whether a request whose answer was lost may be sent again (None: by its method).
         """
+        tries = tries or self.tries
         again = method in IDEMPOTENT if idempotent is None else idempotent
         start = body.tell() if body is not None and not isinstance(body, bytes) else 0
-        for attempt in range(1, self.tries + 1):
+        for attempt in range(1, tries + 1):
             if body is not None and not isinstance(body, bytes):
                 body.seek(start)
             try:
                 response = self.transport.request(method, url, headers, body, follow=follow)
             except RegistryError as error:
-                if attempt == self.tries or not again or not _broke(error):
+                if attempt == tries or not again or not _broke(error):
                     raise
-                wait, why = _doubling(attempt), error.message
+                wait, why = doubling(attempt), error.message
             else:
                 self._warn(response.header("Warning"))
                 status = response.status
-                if attempt == self.tries or status not in (LATER if again else _NOT_ACTED_ON):
+                if attempt == tries or status not in (LATER if again else _NOT_ACTED_ON):
                     return response
                 asked = retry_after(response.header("Retry-After"))
                 if asked is not None and asked > LONGEST_WAIT:
                     return response
                 response.discard()
-                wait = max(asked or 0.0, _doubling(attempt) if not asked else 0.0)
+                wait = max(asked or 0.0, doubling(attempt) if not asked else 0.0)
                 why = f"{self.transport.host} answers with status {status}"
                 why += " (too many requests)" if status == 429 else ""
-            self.notice(f"{why}; trying again in {wait:.0f} s ({attempt} of {self.tries - 1})")
-            time.sleep(wait * _scale())
+            self.notice(f"{why}; trying again in {wait:.0f} s ({attempt} of {tries - 1})")
+            time.sleep(wait * scale())
         raise AssertionError("unreachable")
 
     def _warn(self, header: str | None) -> None:
@@ -127,11 +129,11 @@ def retry_after(header: str | None) -> float | None:
     return max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
-def _doubling(attempt: int) -> float:
+def doubling(attempt: int) -> float:
     return min(FIRST_WAIT * 2.0 ** (attempt - 1), LONGEST_WAIT)
 
 
-def _scale() -> float:
+def scale() -> float:
     try:
         return max(0.0, float(os.environ[ENVIRONMENT])) / FIRST_WAIT
     except (KeyError, ValueError):

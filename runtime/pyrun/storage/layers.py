@@ -126,8 +126,16 @@ class LayerStore:
         """Bytes of the layer's tar stream, as counted when it was ingested."""
         return int(records.read(f"{self.path(id)}/meta.json")["unpacked"])
 
-    def ingest(self, blob: Blob, parent: Layer | None = None, *, inner: bool = False) -> Layer:
-        """The layer of ``blob``, made if absent. A second caller waits for the first and shares its result.
+    def ingest(
+        self,
+        blob: Blob,
+        parent: Layer | None = None,
+        *,
+        inner: bool = False,
+        waiting: Callable[[], None] | None = None,
+    ) -> Layer:
+        """The layer of ``blob``, made if absent. A second caller waits for the first and shares its result;
+        ``waiting`` is called now and then meanwhile.
 
         ``inner``: others will be made on top of it. A chained driver's layer holds all those below, and listing
         it takes as long as it is large, so only the topmost, which is what gets mounted, is listed (`complete`).
@@ -139,7 +147,7 @@ class LayerStore:
         path = self.path(id)
         name = os.path.basename(path)
         os.makedirs(self._unsynced, mode=0o700, exist_ok=True)
-        with Lock(f"{self.root}/locks/layer-{self.driver.name}-{name}"):
+        with Lock(f"{self.root}/locks/layer-{self.driver.name}-{name}", waiting):
             present = self.find(id)
             if present:
                 return present

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
+import time
 
 from ..errors import PyrunError
 
@@ -17,31 +18,40 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_LOOK = 0.05  # seconds between two looks at a lock whose waiter wants to hear of it
+
+
 class Lock:
     """An exclusive lock by name, a file that exists only while somebody holds or waits for it.
 
     A holder unlinks the file before it lets go; a waiter that then gets the lock of the unlinked file sees
-    by the inode that it must try again with the new one.
+    by the inode that it must try again with the new one. ``waiting`` is called now and then while it waits.
     """
 
-    __slots__ = ("_fd", "path")
+    __slots__ = ("_fd", "_waiting", "path")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, waiting: Callable[[], None] | None = None) -> None:
         self.path = path
         self._fd = -1
+        self._waiting = waiting
 
     def acquire(self, *, wait: bool = True) -> bool:
         """Take the lock; without ``wait`` return False where somebody else has it."""
         while True:
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                looking = self._waiting is not None or not wait
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if looking else fcntl.LOCK_EX)
                 if os.fstat(fd).st_ino == os.stat(self.path).st_ino:
                     self._fd = fd
                     return True
             except BlockingIOError:
                 os.close(fd)
-                return False
+                if self._waiting is None or not wait:
+                    return False
+                self._waiting()
+                time.sleep(_LOOK)
+                continue
             except FileNotFoundError:
                 pass
             except BaseException:

@@ -44,7 +44,7 @@ class Pruned:
 def prune(scene: Scene, *, all: bool = False, before: float | None = None) -> Pruned:
     """Remove every container that nobody has in hand; images without a tag, or with ``all`` every one, that no
     container was made from; layers that then nothing needs under the driver in use, and those of other drivers
-    that no container of theirs needs; what dead processes left.
+    that no container of theirs needs; what dead processes left, and unfinished downloads.
 
     ``before`` (seconds since the epoch) spares containers and images made later. Images and layers wait for
     pulls that are going on, and are left alone where those take longer than `PATIENCE` seconds.
@@ -76,6 +76,9 @@ def _prune(scene: Scene, all: bool, before: float | None, done: Pruned) -> None:
         for image in _unused(scene, all, before, in_use):
             done.images += scene.images.remove(image, force=True)
         shelves = scene.shelves()
+        unfinished = sum(scene.images.content.unfinished().values())
+        scene.images.content.sweep(kept=0)
+        done.bytes += unfinished - sum(scene.images.content.unfinished().values())
         only = {scene.selected, scene.recorded}
         swept = gc.sweep(scene.images, shelves, now, only=sorted(only), measure=_measure(scene))
         done.deferred = swept.deferred

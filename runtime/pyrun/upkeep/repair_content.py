@@ -7,16 +7,17 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DigestMismatch, ImageError, PyrunError, RegistryError
-from ..images.blob import StoredBlob
+from ..images import index
+from ..images.blob import LayerBlob, StoredBlob
 from ..images.client import RegistryClient
-from ..images.content import REF_NAME
-from ..images.download import RegistryBlob
+from ..images.fetch import fetched
 from ..images.model import Index, parse_config, parse_manifest
 from ..images.platform import Platform
 from ..images.record import Image, ImageLayer
 from ..images.reference import Reference
 from ..images.registries import Registries
 from ..images.resolve import stored_type
+from ..images.sources import Sources
 
 if TYPE_CHECKING:
     from ..images.content import ContentStore
@@ -47,7 +48,7 @@ def fetch_blob(scene: Scene, digest: str, images: list[Image]) -> str:
         aside = ""
     reasons: list[str] = []
     try:
-        for image in {image.reference: image for image in images}.values():
+        for image in {image.reference: image for image in images if not image.unnamed}.values():
             reference = Reference.parse(image.reference)
             for endpoint in Registries.load().endpoints(reference):
                 client = RegistryClient(endpoint, reference.familiar, patience=10)
@@ -71,9 +72,7 @@ def fetch_blob(scene: Scene, digest: str, images: list[Image]) -> str:
 def _fetch(client: RegistryClient, content: ContentStore, digest: str, image: Image) -> None:
     for layer in image.layers:
         if layer.digest == digest:
-            blob = RegistryBlob(client, content, layer)
-            blob.verify()
-            if not blob.verified:
+            if not fetched(LayerBlob.verify, Sources(digest, [client], ()), content, layer).verified:
                 raise RegistryError(f"{client.endpoint.host} did not send all of {digest}")
             return
     if digest == image.id:
@@ -116,14 +115,8 @@ def remake_record(scene: Scene, reference: str, manifest: str, *, shared: bool =
 
 
 def index_names(content: ContentStore) -> dict[str, str]:
-    """By reference, the manifests that the layout's index knows; those of damaged records are among them until
-    a record changes."""
-    try:
-        with open(f"{content.path}/index.json", "rb") as file:
-            entries = json.load(file)["manifests"]
-        return {str(entry["annotations"][REF_NAME]): str(entry["digest"]) for entry in entries}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    """By reference, the manifests that the layout's index knows; those of damaged records are among them."""
+    return {key: str(entry["digest"]) for key, entry in (index.read(content) or {}).items()}
 
 
 def _image(scene: Scene, reference: str, digest: str, shared: bool) -> Image:

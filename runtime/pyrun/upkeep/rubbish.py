@@ -109,7 +109,8 @@ def _look(scene: Scene) -> Iterator[tuple[str, Problem]]:
             "half-made", path, "whoever was making or removing it is dead", partial(_sweep_staging, scene)
         )
     for name in _listed(f"{root}/ingest"):
-        if _unlocked(f"{root}/ingest/{name}"):
+        # A download that was broken off is gone on with by the next pull: for a week it is no rubbish.
+        if _unlocked(f"{root}/ingest/{name}") and scene.images.content.stale(name):
             yield found(
                 "half-made",
                 f"{root}/ingest/{name}",

@@ -78,7 +78,8 @@ class LayerUsage:
 
 @dataclass(slots=True)
 class DiskUsage:
-    """``blobs``: digest → bytes of every blob; ``in_use``: those that images with containers, or leases, need."""
+    """``blobs``: digest → bytes of every blob; ``in_use``: those that images with containers, or leases, need.
+    ``unfinished``: digest → bytes that are there of blobs whose download goes on, or was broken off."""
 
     images: list[ImageUsage] = field(default_factory=list)
     containers: list[ContainerUsage] = field(default_factory=list)
@@ -86,6 +87,7 @@ class DiskUsage:
     layers: list[LayerUsage] = field(default_factory=list)
     blobs: dict[str, int] = field(default_factory=dict)
     in_use: set[str] = field(default_factory=set)
+    unfinished: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[Line]:
         ids = {image.id: image.containers for image in self.images}
@@ -112,6 +114,9 @@ class DiskUsage:
                 sum(v.size for v in self.volumes if not v.active),
             ),
         ]
+        if self.unfinished:
+            size = sum(self.unfinished.values())
+            lines.append(Line("Unfinished downloads", len(self.unfinished), 0, size, size))
         by_driver: dict[str, Line] = {}
         for layer in self.layers:
             line = by_driver.setdefault(layer.driver, Line(f"Layers ({layer.driver})"))
@@ -142,6 +147,7 @@ def _look(scene: Scene, done: DiskUsage) -> None:
             done.blobs[digest] = content.size(digest)
         except PyrunError:
             continue
+    done.unfinished = content.unfinished()
     owners: dict[str, set[str]] = {}
     for image in every:
         for digest in named(image):
@@ -158,11 +164,11 @@ def _look(scene: Scene, done: DiskUsage) -> None:
 def _image(
     image: Image, done: DiskUsage, owners: dict[str, set[str]], containers: list[Container]
 ) -> ImageUsage:
-    reference = Reference.parse(image.reference)
+    reference = None if image.unnamed else Reference.parse(image.reference)
     sizes = {digest: done.blobs.get(digest, 0) for digest in named(image)}
     return ImageUsage(
-        reference.familiar_repository,
-        "" if reference.digest else reference.tag or "",
+        reference.familiar_repository if reference else "",
+        "" if reference is None or reference.digest else reference.tag or "",
         image.id,
         _created(image.created),
         sum(sizes.values()),
