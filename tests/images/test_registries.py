@@ -111,7 +111,7 @@ def test_an_alias_names_a_short_name_and_nothing_else(tmp_path: Path) -> None:
 
 def test_a_mirror_that_is_the_primary_is_asked_once(tmp_path: Path) -> None:
     conf = '[[registry]]\nlocation = "a.io"\n[[registry.mirror]]\nlocation = "a.io"\n'
-    assert places(tmp_path, conf, "a.io/x") == ["a.io/x:latest mirror"]
+    assert places(tmp_path, conf, "a.io/x") == ["a.io/x:latest"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..engine import Engine
+    from ..images.access import Access
 
 
 class _PathText(click.types.StringParamType):
@@ -113,3 +114,57 @@ StorageOpt = Annotated[
     list[str] | None,
     typer.Option("--storage-opt", metavar="DRIVER.OPTION=VALUE", help="Set an option of a storage driver"),
 ]
+Creds = Annotated[
+    str | None,
+    typer.Option(
+        "--creds",
+        metavar="USERNAME[:PASSWORD]",
+        help="Credentials for the registry, in place of those stored; the password is asked for if left out",
+    ),
+]
+AuthFile = Annotated[
+    str | None,
+    typer.Option(
+        "--authfile",
+        metavar="FILE",
+        help="Read credentials from this file only (REGISTRY_AUTH_FILE)",
+        click_type=complete_file,
+    ),
+]
+CertDir = Annotated[
+    str | None,
+    typer.Option(
+        "--cert-dir",
+        metavar="DIR",
+        help="Directory with the registry's CAs (*.crt) and client certificates (*.cert, *.key)",
+        click_type=complete_directory,
+    ),
+]
+TlsVerify = Annotated[
+    bool | None,
+    typer.Option(
+        "--tls-verify",
+        help="Insist on HTTPS and a valid certificate; with =false on neither. Without it registries.conf decides",
+    ),
+]
+
+
+def access(creds: str | None, authfile: str | None, cert_dir: str | None, tls_verify: bool | None) -> Access:
+    """What the four options above say, for `Engine.pull`, `push` and others."""
+    from ..images.access import Access
+    from ..images.credentials import Credentials
+    from .output import warn
+
+    given = None
+    if creds is not None:
+        from ..errors import UsageError
+
+        username, colon, password = creds.partition(":")
+        if not username:
+            raise UsageError("--creds has no user name", hint="Write --creds USERNAME[:PASSWORD].")
+        if not colon:
+            from .ask import ask_password
+
+            password = ask_password()
+        given = Credentials(username, password, source="--creds")
+    return Access(given, authfile, tls_verify, cert_dir, notice=lambda text: warn(f"pyrun: {text}"))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import ConfigError, ImageError, InvalidReference
@@ -146,7 +146,21 @@ class Registries:
                 found.append(_endpoint(to, insecure=mirror.insecure, mirror=True))
         primary = _rewritten(name, table.location, end, table.source) if table.location else reference
         found.append(_endpoint(primary, insecure=table.insecure, mirror=False))
-        return list({(e.host, e.path, e.tag): e for e in reversed(found)}.values())[::-1]
+        places = {(e.host, e.path, e.tag): e for e in reversed(found)}
+        # A mirror that is the primary is asked at its turn, and is none: what it asks for is the registry's due.
+        home = found[-1]
+        return [
+            replace(e, mirror=False) if (e.host, e.path) == (home.host, home.path) else e
+            for e in reversed(places.values())
+        ]
+
+    def server(self, host: str) -> Endpoint:
+        """The registry ``host[:port]`` itself, of no repository, for what is not about one: path "", tag None."""
+        best = max(
+            (t for t in self.tables.values() if t.match(host)), key=lambda t: len(t.prefix), default=None
+        )
+        insecure = best.insecure if best is not None else False
+        return Endpoint(DOCKER_HUB_API if host == DEFAULT_DOMAIN else host, "", None, insecure, False)
 
     def _read(self, path: str) -> None:
         try:
