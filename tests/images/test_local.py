@@ -254,7 +254,7 @@ def test_a_tag_never_revives_an_image_that_is_being_removed(images: ImageStore) 
         finally:
             os._exit(code)
     os.close(reader)
-    with images._changing():
+    with images.changing():
         os.write(gate, b"x")
         time.sleep(0.2)
         os.unlink(os.path.join(images.path, file_name("docker.io/library/redis:latest")))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ..errors import Conflict, LayerError, NotFound, StorageError
+from ..errors import Conflict, LayerError, NotFound, PyrunError, StorageError
 from ..storage import failpoints, leases, mend
 from ..storage.layers import LayerStore
 from ..storage.shelves import Shelves
@@ -26,12 +26,13 @@ PATIENCE = 2.0  # seconds to wait for pulls and starting containers before leavi
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A container: its image's ID, its driver and that driver's keys of its layers, its name."""
+    """A container: its image's ID, its driver and that driver's keys of its layers, its name, whether it runs."""
 
     image_id: str
     driver: str
     layers: tuple[str, ...]
     name: str
+    running: bool = False
 
 
 @dataclass(slots=True)
@@ -170,6 +171,7 @@ def sweep(
                     done.layers.append(key)
                 else:
                     done.others.append((name, key))
+    images.agree()  # a writer that was killed may have left the layout's index naming what goes now
     for digest in list(content.digests()):
         if digest not in live.blobs:
             failpoints.reach("gc.blob")
@@ -220,26 +222,36 @@ def remove_image(
     *,
     force: bool = False,
     users: Callable[[], Iterable[User]] = tuple,
+    keep: bool = False,
 ) -> list[tuple[str, str]]:
     """`ImageStore.remove`, then `collect`: ("Untagged" | "Deleted", what) as ``docker rmi`` prints them, a
     "Deleted" for the image ID and for each layer that went, topmost first.
 
     ``users`` tells the containers of the moment. ``force`` removes an image that one was made from; its layers
-    stay until the container goes. Raises as `ImageStore.remove` does.
+    stay until the container goes. ``keep`` leaves all layers and blobs to the next collection. Raises as
+    `ImageStore.remove` does.
     """
     chained = shelves.current is not None and shelves.current.chained
-    order = {key: at for image in images.records() for at, key in enumerate(_keys(image, chained=chained))}
+    try:
+        order = {key: at for at, key in enumerate(_keys(images.get(name), chained=chained))}
+    except PyrunError:
+        order = {}  # `remove` knows what is wrong, or what to do about it
 
-    def in_use(id: str) -> list[str]:
+    def of(id: str, *, running: bool) -> list[str]:
         try:
-            return [user.name for user in users() if user.image_id == id]
+            return [user.name for user in users() if user.image_id == id and (user.running or not running)]
         except StorageError:
             if force:
                 return []
             raise
 
-    done = images.remove(name, force=force, in_use=in_use)
-    if done and done[-1][0] == "Deleted":
+    done = images.remove(
+        name,
+        force=force,
+        in_use=lambda id: of(id, running=False),
+        running=lambda id: of(id, running=True),
+    )
+    if done and done[-1][0] == "Deleted" and not keep:
         gone = collect(images, shelves, users).layers
         done += [("Deleted", key) for key in sorted(gone, key=lambda key: -order.get(key, 0))]
     return done

@@ -1,6 +1,8 @@
 """The local images: one record a name, ``<root>/images/<quoted reference>.json``.
 
 A name by digest is that of the platform's manifest: an index's digest stands for as many images as it lists.
+An image without a name (of a container or an archive) has a record by digest without a repository, which goes when
+the image gets a name.
 
 On the path of `run`: `ImageStore.get` by reference is one read of one file, and imports os and json.
 Reads take no lock. Writers hold ``locks/images`` and replace whole files.
@@ -12,7 +14,7 @@ import json
 import os
 
 from ..errors import ConfigError, Conflict, InvalidReference, NotFound, StorageError
-from .digest import is_hex, short
+from .digest import is_digest, is_hex
 from .record import Image
 from .reference import Reference
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from .changing import Changing
     from .content import ContentStore
     from .record import HistoryEntry
 
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 _SUFFIX = ".json"
 _MAX_FILE_NAME = 255
+_USUAL = 64 << 10  # bytes of a record; few have more
 _QUOTED = {ord(c): f"%{ord(c):02X}" for c in "%/:"}
 
 
@@ -69,6 +73,10 @@ class ImageStore:
         record is damaged).
         """
         reference = _reference(name)
+        if _is_nameless(name):  # as such a record calls itself
+            image = self._read(file_name(name), name)
+            if image is not None:
+                return image
         if reference is not None:
             image = self._read(file_name(reference.canonical), reference.canonical)
             if image is not None:
@@ -76,9 +84,9 @@ class ImageStore:
             if reference.digest is not None:
                 named = [
                     image
-                    for image in self.records()
+                    for image in self.naming(reference.digest)
                     if reference.digest in (image.digest, image.manifest)
-                    and _repository(image.reference) == reference.repository
+                    and repository_of(image.reference) == reference.repository
                 ]
                 if named:
                     return _preferred(named)
@@ -109,7 +117,7 @@ class ImageStore:
         """Every record, in no order; one that can't be read is left out and named in ``warnings``."""
         self.warnings = []
         found = []
-        for name in self._names():
+        for name in self.names():
             try:
                 image = self._read(name, None)
             except (ConfigError, StorageError) as error:
@@ -125,34 +133,71 @@ class ImageStore:
         from urllib.parse import unquote
 
         found = []
-        for name in self._names():
+        for name in self.names():
             try:
                 self._read(name, None)
             except (ConfigError, StorageError) as error:
                 reference = unquote(name.removesuffix(_SUFFIX))
-                if file_name(reference) != name or _reference(reference) is None:
+                if file_name(reference) != name or not (_reference(reference) or _is_nameless(reference)):
                     reference = ""
                 found.append((os.path.join(self.path, name), reference, error.message))
         return found
 
-    def list(self) -> Images:
+    def naming(self, *texts: str) -> Images:
+        """The records that hold one of ``texts``, digests say, in no order; damaged ones are left out.
+
+        Reads every record and parses few of them. `records` is for those who look at all.
+        """
+        needles = [text.encode() for text in texts]
+        found = []
+        for name in self.names():
+            try:
+                data = self._data(name)
+                if data is not None and any(needle in data for needle in needles):
+                    found.append(self._parsed(name, None, data))
+            except (ConfigError, StorageError):
+                continue
+        return found
+
+    def list(self, *, all: bool = False) -> Images:
         """The images to show, newest first. Sets ``warnings`` as `records` does.
 
-        A record by digest is left out where a tag of its repository names the same image.
+        A record by digest is left out where a tag of its repository names the same image, and one without a name
+        where anything else does, unless ``all`` are to be shown.
         """
         found = self.records()
-        tagged = {(image.id, _repository(image.reference)) for image in found if "@" not in image.reference}
-        found = [i for i in found if "@" not in i.reference or (i.id, _repository(i.reference)) not in tagged]
+        if not all:
+            found = _shown(found)
         found.sort(key=lambda image: image.reference)
-        found.sort(key=lambda image: image.created, reverse=True)
+        found.sort(key=lambda image: moment(image.created), reverse=True)
         return found
 
     def references(self, image: Image) -> tuple[Names, Names]:
         """(canonical tags, canonical repository digests) of the image with this ID, sorted."""
-        same = [other for other in self.list() if other.id == image.id]
+        same = _shown([other for other in self.naming(image.id) if other.id == image.id])
         tags = sorted(other.reference for other in same if "@" not in other.reference)
-        digests = {f"{_repository(other.reference)}@{other.digest}" for other in same if other.digest}
+        digests = {
+            f"{repository_of(other.reference)}@{other.digest}"
+            for other in same
+            if other.digest and not other.unnamed
+        }
         return tags, sorted(digests)
+
+    def tagged(self, image: Image) -> float:
+        """When the image got the latest of its names, in seconds since the epoch: their records tell by their
+        times. 0.0 where it has none any more."""
+        latest = 0.0
+        for other in self.naming(image.id):
+            if other.id == image.id:
+                try:
+                    latest = max(latest, os.stat(self.path_of(other)).st_mtime)
+                except FileNotFoundError:
+                    continue
+        return latest
+
+    def path_of(self, image: Image) -> str:
+        """Where the record is."""
+        return os.path.join(self.path, file_name(image.reference))
 
     def inspect(self, image: Image) -> dict[str, Any]:
         """`pyrun.images.describe.inspect` of this store's image."""
@@ -169,28 +214,31 @@ class ImageStore:
     # --- writing
 
     def put(self, image: Image) -> None:
-        """Write the record of ``image.reference``; an image that so loses its last name keeps one by digest.
+        """Write the record of ``image.reference``; an image that so loses its last name keeps one by digest, or if
+        no registry has it stays without a name. One without a name gets no record where it has a name already.
 
         A reference by digest becomes that of the image's manifest. Atomic and durable; the content it names
         must be in the stores already.
         """
-        with self._changing():
+        with self.changing():
             self._put(image)
 
     def _put(self, image: Image) -> None:
         by_digest = "@" in image.reference
         if by_digest:
-            image = _by_manifest(image)
+            image = by_manifest(image)
+        if image.unnamed and any(i.id == image.id and not i.unnamed for i in self.naming(image.id)):
+            return
         try:
             before = self._read(file_name(image.reference), image.reference)
         except ConfigError:
             before = None
+        written = [image]
         if before is not None and before.id != image.id:
-            self._keep_by_digest(before)
+            written += self._kept_by_digest(before)
         elif before is not None and by_digest and image.digest == image.manifest:
             image.digest = before.digest  # the index's, by which it is known too
-        self._write(image)
-        self._publish()
+        self.change(written, self._nameless(image))
 
     def tag(self, source: str, target: str) -> Image:
         """Give the image ``source`` the name ``target`` too; the new record.
@@ -202,66 +250,54 @@ class ImageStore:
             raise InvalidReference(
                 f"{target!r} can't be the name of a tag: it has a digest", hint='For example "app:1.0".'
             )
-        with self._changing():
+        with self.changing():
             image = self.get(source)  # under the lock: `remove` may be taking it
             record = image.to_json()
             record["reference"] = reference.canonical
-            if _repository(image.reference) != reference.repository:
+            if repository_of(image.reference) != reference.repository:
                 record["digest"] = ""
             copy = Image.from_json(record)
             self._put(copy)
         return copy
 
-    def remove(self, name: str, *, force: bool = False, in_use: InUse = lambda _: ()) -> Lines:
-        """Untag, and forget the image with its last name: ("Untagged" | "Deleted", what), in docker's order.
+    def remove(
+        self,
+        name: str,
+        *,
+        force: bool = False,
+        in_use: InUse = lambda _: (),
+        running: InUse = lambda _: (),
+    ) -> Lines:
+        """`pyrun.images.removal.remove`, in this store."""
+        from .removal import remove
 
-        Layers and blobs stay until `pyrun.images.gc.collect`. Raises `NotFound`; `Conflict` where an ID has
-        names in several repositories or a container was made from the image; ``force`` overrides both.
-        """
-        with self._changing():
-            reference = _reference(name)
-            own = file_name(reference.canonical) if reference is not None else ""
-            try:
-                image = self.get(name)
-            except ConfigError:
-                if not own or not os.path.exists(os.path.join(self.path, own)):
-                    raise
-                os.unlink(os.path.join(self.path, own))
-                assert reference is not None
-                return [("Untagged", reference.familiar)]
-            every = [i for i in self.records() if i.id == image.id]
-            if reference is not None and (
-                image.reference == reference.canonical or (reference.digest and "@" in image.reference)
-            ):
-                going = [i for i in every if i.reference == image.reference]
-                repository = _repository(image.reference)
-                left = [i for i in every if i not in going and _repository(i.reference) == repository]
-                if all("@" in i.reference for i in left):
-                    going += left  # names by digest go with the last tag of their repository
-            else:
-                going = every
-                if len({_repository(i.reference) for i in every}) > 1 and not force:
-                    raise Conflict(
-                        f"image {short(image.id)} has names in several repositories",
-                        hint="Remove it by name, or all of its names with -f.",
-                    )
-            last = len(going) == len(every)
-            if last:
-                _check_unused(image, in_use(image.id), force)
-            done = self._untag(going, every)
-            if last:
-                done.append(("Deleted", image.id))
-            self._publish()
-            return done
+        return remove(self, name, force=force, in_use=in_use, running=running)
+
+    def untag(self, name: str, names: Sequence[str] = ()) -> Lines:
+        """`pyrun.images.removal.untag`, in this store."""
+        from .removal import untag
+
+        return untag(self, name, names)
 
     def republish(self) -> None:
-        """Write the OCI layout's index.json anew."""
-        with self._changing():
-            self._publish()
+        """Write the OCI layout's index.json anew, from the records."""
+        from .index import publish
+
+        with self.changing():
+            publish(self)
+
+    def agree(self) -> None:
+        """Have index.json list what the records name and no more: before blobs go."""
+        from .index import agrees, publish
+
+        with self.changing():
+            if not agrees(self):
+                publish(self)
 
     # --- records
 
-    def _names(self) -> Names:
+    def names(self) -> Names:
+        """The file names of the records."""
         try:
             return [n for n in os.listdir(self.path) if n.endswith(_SUFFIX) and not n.startswith(".tmp-")]
         except FileNotFoundError:
@@ -269,14 +305,27 @@ class ImageStore:
 
     def _read(self, name: str, reference: str | None) -> Image | None:
         """One record; None if there is none. ``reference`` None: the one that the file's name stands for."""
-        path = os.path.join(self.path, name)
+        data = self._data(name)
+        return None if data is None else self._parsed(name, reference, data)
+
+    def _data(self, name: str) -> bytes | None:
+        path = f"{self.path}/{name}"
         try:
-            with open(path, "rb") as file:
-                data = file.read()
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                data = os.read(fd, _USUAL)
+                if len(data) == _USUAL:
+                    while more := os.read(fd, 1 << 20):
+                        data += more
+            finally:
+                os.close(fd)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise StorageError(f"{path} can't be read: {error.strerror}") from error
+        return data
+
+    def _parsed(self, name: str, reference: str | None, data: bytes) -> Image:
         try:
             image = Image.from_json(json.loads(data))
             sound = (
@@ -294,90 +343,73 @@ class ImageStore:
             sound = False
         if not sound:
             raise ConfigError(
-                f"the image record {path} is damaged",
+                f"the image record {self.path}/{name} is damaged",
                 hint="Pull or tag the image again, or `pyrun rmi` its name.",
             )
         return image
 
     def _by_id(self, name: str) -> Images:
         """The records of the one image whose ID starts with ``name``; tags first."""
-        prefix = name.removeprefix("sha256:")
-        if not is_hex(prefix):
+        prefix = "sha256:" + name.removeprefix("sha256:")
+        if not is_hex(prefix[7:]):
             return []
-        found = [i for i in self.list() if i.id.startswith("sha256:" + prefix)]
+        found = [i for i in self.naming(prefix) if i.id.startswith(prefix)]
         if len({i.id for i in found}) > 1:
-            raise Conflict(f"more than one image ID starts with {prefix}", hint="Give more digits.")
-        return sorted(found, key=lambda i: "@" in i.reference)
+            raise Conflict(f"more than one image ID starts with {prefix[7:]}", hint="Give more digits.")
+        return sorted(found, key=lambda i: ("@" in i.reference, i.reference))
 
-    def _write(self, image: Image) -> None:
+    def _nameless(self, image: Image) -> Images:
+        """The records without a name of the same image, other than its own."""
+        found = []
+        for name in self.names():
+            if name[:1] == "@":
+                try:
+                    other = self._read(name, None)
+                except (ConfigError, StorageError):
+                    continue
+                if other is not None and other.id == image.id and other.reference != image.reference:
+                    found.append(other)
+        return found
+
+    # --- changing records, and with them the OCI layout's index
+
+    def changing(self) -> Changing:
+        """Whoever changes records holds this."""
+        from .changing import Changing
+
+        return Changing(self)
+
+    def change(self, add: Sequence[Image], drop: Sequence[Image] = ()) -> None:
+        """Write the records ``add``, publish, and only then remove those of ``drop``: what the index lists is in the
+        stores at every moment, for blobs may go as soon as no record names them. Under `changing`."""
+        from .changing import Unpublished
+        from .index import publish
+
+        with Unpublished(self.path):
+            self._write(add)
+            publish(self, add=add, drop=drop)
+            for image in drop:
+                try:
+                    os.unlink(self.path_of(image))
+                except FileNotFoundError:
+                    pass
+
+    def _write(self, images: Sequence[Image]) -> None:
         from .content import write_file
 
-        data = json.dumps(image.to_json(), separators=(",", ":")).encode()
-        write_file(os.path.join(self.path, file_name(image.reference)), data, 0o600)
+        for image in images:
+            data = json.dumps(image.to_json(), separators=(",", ":")).encode()
+            write_file(self.path_of(image), data, 0o600)
 
-    def _keep_by_digest(self, image: Image) -> None:
-        others = [i for i in self.records() if i.id == image.id and i.reference != image.reference]
+    def _kept_by_digest(self, image: Image) -> Images:
+        """The record that an image gets for the name it is losing; none where it has others."""
+        others = [i for i in self.naming(image.id) if i.id == image.id and i.reference != image.reference]
         if others:
-            return
-        self._write(_by_manifest(image))
-
-    def _untag(self, going: Images, every: Images) -> Lines:
-        done: list[tuple[str, str]] = []
-        for image in sorted(going, key=lambda i: ("@" in i.reference, i.reference)):
-            try:
-                os.unlink(os.path.join(self.path, file_name(image.reference)))
-            except FileNotFoundError:
-                pass
-            name = image.reference
-            if "@" in name and image.digest:
-                name = f"{_repository(name)}@{image.digest}"  # what it was pulled by
-            done.append(("Untagged", Reference.parse(name).familiar))
-        left = {_repository(i.reference) for i in every if i not in going}
-        for repository in dict.fromkeys(_repository(i.reference) for i in going):
-            digests = [i.digest for i in going if i.digest and _repository(i.reference) == repository]
-            if repository not in left and digests:
-                by_digest = Reference.parse(f"{repository}@{digests[0]}").familiar
-                if ("Untagged", by_digest) not in done:
-                    done.append(("Untagged", by_digest))
-        return done
-
-    def _publish(self) -> None:
-        """Bring the OCI layout's index.json up to date with the records."""
-        self.content.publish({image.reference: image.manifest for image in self.records()})
-
-    def _changing(self) -> _Changing:
-        return _Changing(self)
-
-
-class _Changing:
-    """Holds ``locks/images``; on entry, removes what a writer that died in between left."""
-
-    def __init__(self, store: ImageStore) -> None:
-        from ..storage.locks import Lock
-
-        self._path = store.path
-        self._locks = os.path.join(store.root, "locks")
-        self._lock = Lock(os.path.join(self._locks, "images"))
-
-    def __enter__(self) -> None:
-        from .content import out_of_space
-
-        try:
-            os.makedirs(self._locks, mode=0o700, exist_ok=True)
-            self._lock.acquire()
-        except OSError as error:
-            raise out_of_space(error, error.filename or self._path) from error
-        try:
-            os.makedirs(self._path, mode=0o700, exist_ok=True)
-            for name in os.listdir(self._path):
-                if name.startswith(".tmp-"):
-                    os.unlink(os.path.join(self._path, name))
-        except OSError as error:
-            self._lock.release()
-            raise out_of_space(error, error.filename or self._path) from error
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+            return []
+        kept = by_manifest(image)
+        if not image.digest:
+            kept.reference = f"@{image.manifest}"
+        return [kept]
 
 
 def satisfies(image: Image, platform: str | None) -> bool:
@@ -399,11 +431,31 @@ def _preferred(images: Images) -> Image:
     return images[0]
 
 
-def _by_manifest(image: Image) -> Image:
+def by_manifest(image: Image) -> Image:
     """A copy, named by the digest of its manifest."""
     record = image.to_json()
-    record["reference"] = f"{_repository(image.reference)}@{image.manifest}"
+    record["reference"] = f"{repository_of(image.reference)}@{image.manifest}"
     return Image.from_json(record)
+
+
+def moment(created: str) -> str:
+    """RFC 3339 as text that sorts by time; "" where there is none."""
+    if created[-1:] == "Z" and created[4:5] == created[7:8] == "-" and created[10:11] == "T":
+        return created[:-1]  # without the "Z", a fraction sorts after none
+    if not created:
+        return ""
+    from datetime import UTC, datetime
+
+    try:
+        return datetime.fromisoformat(created).astimezone(UTC).isoformat().removesuffix("+00:00")
+    except (ValueError, OverflowError):
+        return ""
+
+
+def _shown(images: Images) -> Images:
+    tagged = {(i.id, repository_of(i.reference)) for i in images if "@" not in i.reference}
+    tagged |= {(i.id, "") for i in images if not i.unnamed}
+    return [i for i in images if "@" not in i.reference or (i.id, repository_of(i.reference)) not in tagged]
 
 
 def _reference(name: str) -> Reference | None:
@@ -413,15 +465,12 @@ def _reference(name: str) -> Reference | None:
         return None
 
 
-def _repository(reference: str) -> str:
+def _is_nameless(reference: str) -> bool:
+    """Whether it is that of a record without a name."""
+    return reference[:1] == "@" and is_digest(reference[1:])
+
+
+def repository_of(reference: str) -> str:
     """The repository of a canonical reference."""
     name, at, _ = reference.partition("@")
     return name if at else name.rpartition(":")[0]
-
-
-def _check_unused(image: Image, containers: Sequence[str], force: bool) -> None:
-    if containers and not force:
-        raise Conflict(
-            f"image {short(image.id)} is used by container {containers[0]}",
-            hint=f"`pyrun rm {containers[0]}` removes the container; -f untags the image all the same.",
-        )

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PyrunError
-from ..images.content import REF_NAME
+from ..images import index
 from ..images.layerstore import layer_keys
 from ..images.record import Image
 from ..storage.locks import Lock
@@ -20,6 +20,8 @@ from .scene import Scene, needs_no_blob
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ..images.content import ContentStore
 
 
 def check_blobs(scene: Scene, images: list[Image], say: Callable[[str], None]) -> tuple[int, list[Problem]]:
@@ -162,13 +164,17 @@ def check_index(scene: Scene) -> list[Problem]:
         wanted = {(image.reference, image.manifest) for image in images if content.has(image.manifest)}
         why = ""
         try:
-            with open(f"{content.path}/index.json", "rb") as file:
-                found = {_entry(entry) for entry in json.load(file)["manifests"]}
-            if found != wanted:
+            with open(index.path(content), "rb") as file:
+                entries = json.load(file)["manifests"]
+            if {(index.key_of(entry), entry["digest"]) for entry in entries} != wanted or len(entries) != len(
+                wanted
+            ):
                 why = "it does not list the images that there are"
+            elif not all(_true(content, entry) for entry in entries):
+                why = "it tells wrong sizes or types of manifests"
             elif not os.path.exists(f"{content.path}/oci-layout"):
                 why = "oci-layout beside it is missing"
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             why = f"it can't be read: {error}"
     if not why:
         return []
@@ -183,8 +189,10 @@ def check_index(scene: Scene) -> list[Problem]:
     ]
 
 
-def _entry(entry: dict[str, Any]) -> tuple[str, str]:
-    return entry["annotations"][REF_NAME], entry["digest"]
+def _true(content: ContentStore, entry: dict[str, Any]) -> bool:
+    """Whether the entry tells of its manifest what is so; one that is damaged is a problem of its own."""
+    found = index.describe(content, entry["digest"])
+    return found is None or all(entry[name] == value for name, value in found.items())
 
 
 def _size(path: str) -> int:

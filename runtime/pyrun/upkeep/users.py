@@ -20,5 +20,13 @@ def users(containers: Containers) -> list[User]:
                 f"the record of container {id[:12]} is damaged, so what it needs is unknown",
                 hint="pyrun system check tells more.",
             ) from error
-        found.append(User(container.image_id, container.driver, tuple(container.layers), container.name))
+        found.append(
+            User(
+                container.image_id,
+                container.driver,
+                tuple(container.layers),
+                container.name,
+                container.status == "running",
+            )
+        )
     return found
