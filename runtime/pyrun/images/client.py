@@ -48,7 +48,13 @@ class RegistryClient:
         self.name = name
         self.access = access or Access()
         self.scope = f"repository:{endpoint.path}:{actions}"
-        self._transport = Transport(endpoint.host, insecure=self.access.insecure(endpoint), patience=patience)
+        self._transport = Transport(
+            endpoint.host,
+            insecure=self.access.insecure(endpoint),
+            tls_only=self.access.tls_verify is True,
+            cert_dir=self.access.cert_dir,
+            patience=patience,
+        )
         self._sender = Sender(self._transport, self.access.notice, mirror=endpoint.mirror)
         self._authorizer = Authorizer(self._sender, lambda: self.access.find(endpoint))
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import ssl
 import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -145,4 +146,4 @@ def _broke(error: RegistryError) -> bool:
     cause = error.__cause__
     if isinstance(cause, ConnectionRefusedError):
         return False
-    return isinstance(cause, (ConnectionError, http.client.RemoteDisconnected, http.client.IncompleteRead))
+    return isinstance(cause, (ConnectionError, http.client.IncompleteRead, ssl.SSLEOFError))

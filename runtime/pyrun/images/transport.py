@@ -13,18 +13,22 @@ import ipaddress
 import socket
 import ssl
 import time
+from copy import copy
 from functools import partial
 from typing import Any, BinaryIO
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from ..errors import RegistryError
 from .printable import printable
+from .proxy import Proxies, Proxy
+from .tls import certificates
 
 CONNECT_TIMEOUT = 15.0  # seconds
 IDLE_TIMEOUT = 60.0  # seconds without a byte
 PATIENCE = 60.0  # seconds for an answer's head, for a small body, and for each MIN_PROGRESS of a large one
 MIN_PROGRESS = 64 << 10  # bytes
 MAX_REDIRECTS = 10
+BLOCK = 256 << 10  # bytes of a body that are sent at once
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _USER_AGENT = "pyrun"
 _SMALL = 64 << 10
@@ -144,16 +148,32 @@ class _TimedResponse(http.client.HTTPResponse):
 
 
 class Transport:
-    """Requests to one registry and to where it redirects. Connections are kept; not safe across fork."""
+    """Requests to one registry and to where it redirects. Connections are kept; not safe across fork.
 
-    def __init__(self, host: str, *, insecure: bool, patience: float = PATIENCE) -> None:
+    insecure  plain HTTP, and at this host certificates that can't be verified, are allowed
+    tls_only  no plain HTTP, although the host is loopback
+    cert_dir  the directory of its CAs and client certificates (None: `pyrun.images.tls.certificates`). CAs hold for
+              whatever the registry leads to, its token server for one; client certificates are shown to its host
+    """
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        insecure: bool,
+        tls_only: bool = False,
+        cert_dir: str | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
         self.host = host
         self.patience = patience
         self.insecure = insecure
-        self.plain_allowed = insecure or is_loopback(host)
+        self.plain_allowed = insecure or (is_loopback(host) and not tls_only)
+        self._cert_dir = cert_dir
+        self._proxies: Proxies | None = None
         self._scheme = "" if self.plain_allowed else "https"
         self._connections: dict[Origin, http.client.HTTPConnection] = {}
-        self._contexts: dict[bool, ssl.SSLContext] = {}
+        self._contexts: dict[tuple[bool, bool], ssl.SSLContext] = {}
         self._home: Address | None = None  # of the registry itself
         self._refusal = ""  # how plain HTTP was answered by what is no registry
         # Status and WWW-Authenticate of /v2/, where finding out the scheme has asked for it.
@@ -178,6 +198,21 @@ class Transport:
         for connection in self._connections.values():
             connection.close()
         self._connections.clear()
+
+    def twin(self) -> Transport:
+        """This one for another thread: what it found out, and connections of its own."""
+        _ = self.scheme
+        twin = copy(self)
+        twin._connections = {}
+        return twin
+
+    def abort(self) -> None:
+        """From another thread: whatever waits for a byte on one of these connections fails now."""
+        for connection in list(self._connections.values()):
+            try:
+                connection.sock.shutdown(socket.SHUT_RDWR)
+            except (OSError, AttributeError):
+                continue  # closed already, or not made yet
 
     def request(
         self,
@@ -234,6 +269,9 @@ class Transport:
         body: Body | None,
         start: int,
     ) -> Response:
+        proxy = self._proxy(origin)
+        if proxy is not None and origin[0] == "http":
+            target, headers = _url(origin, target), {**headers, **proxy.headers}
         for attempt in (1, 2):
             with _explained(origin):
                 connection, fresh = self._connected(origin)
@@ -242,9 +280,15 @@ class Transport:
                     connection.sock.settimeout(IDLE_TIMEOUT)
                     if body is not None and not isinstance(body, bytes):
                         body.seek(start)
-                    connection.request(method, target, body, headers)
+                    whole = _request(connection, method, target, body, headers)
                     deadline = Deadline(self.patience)
                     raw = _answer(connection, deadline)
+                    if raw.status == 407 and proxy is not None:
+                        connection.close()
+                        raise proxy.refused(raw.status, named(origin))
+                    if not whole and connection.sock is not None:
+                        connection.sock.close()  # not for another request; the answer is still read from it
+                        connection.sock = None
                     return Response(
                         raw, connection, origin, deadline, self.patience, origin == self._origin(origin[0])
                     )
@@ -263,13 +307,23 @@ class Transport:
         if connection is not None and connection.sock is not None:
             return connection, False
         scheme, host, port = origin
+        proxy = self._proxy(origin)
+        connection: http.client.HTTPConnection
         if scheme == "https":
-            context = self._context(verify=not (self.insecure and origin == self._origin("https")))
-            connection = http.client.HTTPSConnection(host, port, timeout=CONNECT_TIMEOUT, context=context)
+            context = self._context(host)
+            connection = http.client.HTTPSConnection(
+                host, port, timeout=CONNECT_TIMEOUT, blocksize=BLOCK, context=context
+            )
         else:
-            connection = http.client.HTTPConnection(host, port, timeout=CONNECT_TIMEOUT)
+            connection = http.client.HTTPConnection(host, port, timeout=CONNECT_TIMEOUT, blocksize=BLOCK)
         try:
-            connection.connect()
+            if proxy is None:
+                connection.connect()
+            elif scheme == "https":
+                tunnel = proxy.tunnel(host, port, CONNECT_TIMEOUT)
+                connection.sock = context.wrap_socket(tunnel, server_hostname=host)
+            else:
+                connection.sock = proxy.connect(CONNECT_TIMEOUT)
         except ssl.SSLCertVerificationError:
             raise
         except ssl.SSLError as error:
@@ -285,7 +339,14 @@ class Transport:
 
     def _check_peer(self, origin: Origin, connection: http.client.HTTPConnection) -> None:
         """Refuse an address of this machine or link that a registry elsewhere led to."""
-        peer = _peer(connection)
+        if self._proxy(origin) is None:
+            peer = _peer(connection)
+        else:
+            # The proxy knows where it is; what is written as an address can be told all the same.
+            try:
+                peer = ipaddress.ip_address(origin[1])
+            except ValueError:
+                return
         if origin == self._origin(origin[0]):
             self._home = peer
             return
@@ -300,14 +361,18 @@ class Transport:
     def _origin(self, scheme: str) -> Origin:
         return _parsed(f"{scheme}://{self.host}/")[0]
 
-    def _context(self, *, verify: bool) -> ssl.SSLContext:
-        context = self._contexts.get(verify)
+    def _proxy(self, origin: Origin) -> Proxy | None:
+        if self._proxies is None:
+            self._proxies = Proxies()
+        return self._proxies.choose(*origin)
+
+    def _context(self, host: str) -> ssl.SSLContext:
+        home = host == self._origin("https")[1]
+        verify = not (self.insecure and home)
+        context = self._contexts.get((verify, home))
         if context is None:
-            context = ssl.create_default_context()
-            if not verify:
-                context.check_hostname = False
-                context.verify_mode = ssl.CERT_NONE
-            self._contexts[verify] = context
+            found = certificates(self.host, self._cert_dir)
+            context = self._contexts[verify, home] = found.context(verify=verify, client=home)
         return context
 
     def _speaks_plain_http(self) -> bool:
@@ -318,16 +383,23 @@ class Transport:
         """
         origin, target = _parsed(f"http://{self.host}/v2/")
         connection = http.client.HTTPConnection(origin[1], origin[2], timeout=CONNECT_TIMEOUT)
+        headers = {"User-Agent": _USER_AGENT}
+        proxy = self._proxy(origin)
+        if proxy is not None:
+            target, headers = _url(origin, target), {**headers, **proxy.headers}
         try:
             try:
                 with _explained(origin):
-                    connection.connect()
+                    if proxy is None:
+                        connection.connect()
+                    else:
+                        connection.sock = proxy.connect(CONNECT_TIMEOUT)
             except RegistryError:
                 if urlsplit(f"//{self.host}").port is not None:
                     raise
                 return False
             try:
-                connection.request("GET", target, headers={"User-Agent": _USER_AGENT})
+                connection.request("GET", target, headers=headers)
                 answer = _answer(connection, Deadline(self.patience))
             except TimeoutError:
                 self._refusal = "no answer in time"
@@ -338,6 +410,8 @@ class Transport:
                 asked = answer.headers.get_all("WWW-Authenticate")
                 self.base = (answer.status, ", ".join(asked) if asked else None)
                 return True
+            if answer.status == 407 and proxy is not None:
+                raise proxy.refused(answer.status, named(origin))
             self._refusal = f"status {answer.status}"
             return False
         finally:
@@ -345,6 +419,24 @@ class Transport:
 
 
 _PLAIN_HINT = "Plain HTTP is spoken to loopback, and to hosts that registries.conf marks insecure = true."
+
+
+def _request(
+    connection: http.client.HTTPConnection,
+    method: str,
+    target: str,
+    body: Body | None,
+    headers: dict[str, str],
+) -> bool:
+    """Send a request. False where the other side stopped reading its body: it may have said why (413), which only
+    `_answer` can tell."""
+    try:
+        connection.request(method, target, body, headers)
+    except (BrokenPipeError, ConnectionResetError):
+        if body is None:
+            raise
+        return False
+    return True
 
 
 def _answer(connection: http.client.HTTPConnection, deadline: Deadline) -> http.client.HTTPResponse:
@@ -367,6 +459,11 @@ def named(origin: Origin) -> str:
     scheme, host, port = origin
     host = f"[{host}]" if ":" in host else host
     return printable(host if port == {"http": 80, "https": 443}[scheme] else f"{host}:{port}", 300)
+
+
+def _url(origin: Origin, target: str) -> str:
+    scheme, host, port = origin
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{target}"
 
 
 def _parsed(url: str) -> tuple[Origin, str]:
@@ -410,7 +507,13 @@ class _explained:  # noqa: N801  (reads as a word in a with statement)
             why = f"its name can't be resolved ({error.strerror})"
         elif isinstance(error, ssl.SSLCertVerificationError):
             why = f"its certificate can't be verified: {error.verify_message}"
-            hint = "Install its CA's certificate on this host, or mark it insecure = true in registries.conf."
+            hint = (
+                f"Put its CA's certificate into /etc/containers/certs.d/{host}/ca.crt,"
+                " or mark it insecure = true in registries.conf."
+            )
+        elif isinstance(error, ssl.SSLError) and "ALERT" in str(error.reason) and "CERT" in str(error.reason):
+            why = f"it wants another client certificate ({error.reason.lower().replace('_', ' ')})"
+            hint = f"Put it into /etc/containers/certs.d/{host} as client.cert and client.key."
         elif isinstance(error, ssl.SSLError):
             why, hint = f"TLS failed: {error.reason or error}", _PLAIN_HINT
         elif isinstance(error, TimeoutError):
