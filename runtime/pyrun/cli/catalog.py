@@ -40,6 +40,12 @@ IMAGES = "List images"
 RMI = "Remove images"
 TAG = "Give an image another name"
 HISTORY = "Show how an image was built"
+DIFF = (
+    "Show which files a container, or the last layer of an image, has added (A), changed (C) or deleted (D)"
+)
+EXPORT = "Write the files of a container to a tar archive"
+LAYERS = "Show what each layer of an image adds, hides and wastes"
+WHICH = "Show which layer a file comes from"
 PS = "List containers"
 RM = "Remove containers"
 
@@ -53,6 +59,8 @@ CATALOG: dict[str, Entry | GroupEntry] = {
     "container": GroupEntry(
         "Manage containers",
         {
+            "diff": Entry("diff:diff", DIFF),
+            "export": Entry("export:export", EXPORT),
             "inspect": Entry("inspect:inspect_container", "Show all that is known of containers"),
             "ls": Entry("ps:ps", PS),
             "rm": Entry("rm:rm", RM),
@@ -62,8 +70,10 @@ CATALOG: dict[str, Entry | GroupEntry] = {
     "image": GroupEntry(
         "Manage images",
         {
+            "diff": Entry("diff:diff", DIFF),
             "history": Entry("history:history", HISTORY),
             "inspect": Entry("inspect:inspect_image", "Show all that is known of images"),
+            "layers": Entry("layers:layers", LAYERS),
             "ls": Entry("images:images", IMAGES),
             "pull": Entry("pull:pull", PULL),
             "rm": Entry("rmi:rmi", RMI),
@@ -97,12 +107,16 @@ CATALOG: dict[str, Entry | GroupEntry] = {
         },
     ),
     "completion": Entry("completion:completion", "Print the completion script for a shell"),
+    "diff": Entry("diff:diff", DIFF),
+    "export": Entry("export:export", EXPORT),
     "history": Entry("history:history", HISTORY),
+    "layers": Entry("layers:layers", LAYERS),
     "inspect": Entry("inspect:inspect", "Show all that is known of images and containers"),
     "plugins": Entry("plugins:plugins", "List plugins with their versions and hooks"),
     "rm": Entry("rm:rm", RM),
     "rmi": Entry("rmi:rmi", RMI),
     "tag": Entry("tag:tag", TAG),
+    "which": Entry("which:which", WHICH),
 }
 
 # Called by the completion scripts; in no listing.

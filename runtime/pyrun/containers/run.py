@@ -104,8 +104,12 @@ def _run(
             view = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=rootfs)
             try:
                 specs.set_user(made.spec, users.resolve(view, made.config["options"]["user"]))
+                found = os.stat(view)
             finally:
                 os.close(view)
+            # By which whoever reads a running container's files knows that it was led to them.
+            state["rootfs"] = [found.st_dev, found.st_ino]
+            containers.set_state(made.id, state, durable=False)
             records.write(f"{made.directory}/spec.json", made.spec, durable=False)
             size = None
             user = made.spec["process"]["user"]

@@ -22,7 +22,7 @@ import time
 from ..errors import Conflict, ContainerError, NotFound, PyrunError, StorageError
 from ..storage import failpoints, records
 from ..storage.layers import boot_id
-from ..storage.locks import Staging, lock_directory
+from ..storage.locks import Lock, Staging, lock_directory
 from . import claims
 from .record import Container
 
@@ -157,6 +157,29 @@ class Containers:
             pass
         return {**new_state("exited"), "exit_code": KILLED, "error": "its state record was lost"}
 
+    def process(self, id: str) -> int | None:
+        """The pidfd of the first process of ``id``, the caller's to close; None where it is no more. The pid counts
+        only with its start time and this boot, or a stranger's process could be meant."""
+        state = self._state(id)
+        return self._process(state, state["pid"], state["pid_start"])
+
+    def rootfs(self, id: str) -> tuple[int, int] | None:
+        """Device and inode of the root directory that ``id`` was last started with; None before its first start."""
+        found = self._state(id).get("rootfs")
+        return (found[0], found[1]) if found else None
+
+    def reading(self, id: str) -> Lock:
+        """The lock of whoever reads the container's files (see `pyrun.containers.view`)."""
+        return Lock(f"{self.root}/locks/reading-{id}")
+
+    def is_read(self, id: str) -> bool:
+        """Whether somebody reads the container's files now."""
+        lock = self.reading(id)
+        if not lock.acquire(wait=False):
+            return True
+        lock.release()
+        return False
+
     # --- making and changing
 
     def commit(self, stage: Stage, config: dict[str, Any], *, durable: bool) -> str:
@@ -230,7 +253,8 @@ class Containers:
     def remove(self, id: str, *, force: bool, remove: Callable[[str, str], None]) -> None:
         """Remove a container; a running one only by ``force``, which kills it.
 
-        Raises `Conflict` for a running container without ``force``.
+        Raises `Conflict` for a running container without ``force``, and for one whose files are being read: with
+        ``force`` it waits a while for their reader.
         """
         deadline = time.monotonic() + 10
         while True:
@@ -239,15 +263,31 @@ class Containers:
                 lock = lock_directory(f"{self.directory}/{id}")
             except FileNotFoundError:
                 return
+            read = self.is_read(id)
             if lock is not None:
-                break
+                if force or not read:
+                    break
+                os.close(lock)
             if not force:
+                if container.status == "running":
+                    raise Conflict(
+                        f"the container {container.name} is running",
+                        hint=f"Stop it first, or remove it by force: pyrun rm -f {container.name}",
+                    )
                 raise Conflict(
-                    f"the container {container.name} is running",
-                    hint=f"Stop it first, or remove it by force: pyrun rm -f {container.name}",
+                    f"the container {container.name} is in use",
+                    hint="Wait until its files were read (diff, export, commit), or what moves or removes it is done.",
                 )
-            self._kill(id)
             left = deadline - time.monotonic()
+            if container.status != "running":
+                if left < 0:
+                    raise Conflict(
+                        f"the container {container.name} is in use, and that does not end",
+                        hint="End the pyrun that reads its files (diff, export, commit) or moves it.",
+                    )
+                time.sleep(0.01)
+                continue
+            self._kill(id)
             if left < 8:
                 # The container is dead, its pyrun is not done: stopped, or it can't write the last output.
                 self._kill_supervisor(id)
@@ -354,8 +394,7 @@ class Containers:
         return False
 
     def _kill(self, id: str) -> None:
-        """SIGKILL the first process of ``id`` if it lives, and wait for its end. The pid counts only with
-        its start time and this boot, or a stranger's process could be meant."""
+        """SIGKILL the first process of ``id`` if it lives, and wait for its end."""
         state = self._state(id)
         self._end_process(state, state["pid"], state["pid_start"])
 
@@ -363,20 +402,31 @@ class Containers:
         state = self._state(id)
         self._end_process(state, state["supervisor"], state["supervisor_start"])
 
-    def _end_process(self, state: dict[str, Any], pid: int, started: str) -> None:
+    def _process(self, state: dict[str, Any], pid: int, started: str) -> int | None:
         if not pid or state["boot"] != boot_id():
-            return
+            return None
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
-            return
+            return None
         try:
             if start_time(pid) == started:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                import select
-
-                select.select([pidfd], [], [], 10)
+                return pidfd
         except (ProcessLookupError, FileNotFoundError):
+            pass
+        os.close(pidfd)
+        return None
+
+    def _end_process(self, state: dict[str, Any], pid: int, started: str) -> None:
+        pidfd = self._process(state, pid, started)
+        if pidfd is None:
+            return
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            import select
+
+            select.select([pidfd], [], [], 10)
+        except ProcessLookupError:
             pass
         finally:
             os.close(pidfd)

@@ -9,7 +9,7 @@ import os
 import socket
 
 from . import mount as m
-from .process import CLONE_NEWNS, unshare
+from .process import CLONE_NEWNS, setns, unshare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,3 +45,40 @@ def mounted_apart(make: Callable[[], int], what: str) -> int:
         return fds[0]
     number, _, text = answer.decode(errors="replace").partition(" ")
     raise OSError(int(number or 5), text or f"{what} died")
+
+
+def root_mount_of(pidfd: int) -> int:
+    """A detached, read-only clone of the mount that is the root of the mount namespace of the process ``pidfd``,
+    without what is mounted in it.
+
+    Only a process in that namespace may clone its mounts (open_tree(2), EINVAL), so a child joins it. There the
+    names of files are that process's: the child opens nothing, imports nothing, and leaves by os._exit
+    (CVE-2019-14271). Raises OSError: EINVAL where that namespace's owner has less power than who mounted there.
+    """
+    import array
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            try:
+                setns(pidfd, CLONE_NEWNS)
+                fd = m.open_tree(m.AT_FDCWD, "/")
+                m.mount_setattr(fd, set=m.MOUNT_ATTR_RDONLY)
+                rights = array.array("i", [fd])
+                theirs.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            except OSError as error:
+                theirs.send(b"%d" % (error.errno or 5))
+        finally:
+            os._exit(0)
+    theirs.close()
+    try:
+        answer, fds, _, _ = socket.recv_fds(ours, 64, 1)
+    finally:
+        ours.close()
+        os.waitpid(pid, 0)
+    if fds:
+        os.set_inheritable(fds[0], False)
+        return fds[0]
+    number = int(answer or b"5")
+    raise OSError(number, os.strerror(number))

@@ -52,12 +52,16 @@ def pack(
     *,
     owner: Callable[[int, int], tuple[int, int]] = lambda uid, gid: (uid, gid),
     each: Callable[[], None] = lambda: None,
+    seen: Callable[[bytes, int], None] = lambda name, mtime_ns: None,
+    plain: bool = False,
 ) -> int:
     """Write ``changes`` of the mounted tree ``view`` (a directory fd) to ``out`` as a tar stream; its length.
 
     ``changes`` have a path and a kind ("add", "modify", "delete"), a directory before what is in it (see
     `pyrun.storage.contract.Change`). ``owner`` translates the owner that the view shows into the layer's
-    (of a container in a user namespace, through its map). ``each`` is called before each entry.
+    (of a container in a user namespace, through its map). ``each`` is called before each change, ``seen`` with the
+    name and the time (ns since the epoch; 0 for a deletion) of each entry that is written. With ``plain`` it is no
+    layer but a tar of files, in which any name means itself; nothing may have been deleted then.
 
     What was told as added and is gone is left out; so are sockets, which no tar has. Where such a thing was
     told as modified, the layer deletes the name, for the file of the layers below is not there any more.
@@ -66,7 +70,7 @@ def pack(
 
     Raises `LayerError` for a name that a tar can't hold as what it is: one that starts with ``.wh.``.
     """
-    packer = _Packer(view, out, owner)
+    packer = _Packer(view, out, owner, seen, plain)
     try:
         for change in changes:
             each()
@@ -79,18 +83,27 @@ def pack(
 
 
 class _Packer:
-    def __init__(self, view: int, out: Sink, owner: Callable[[int, int], tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        view: int,
+        out: Sink,
+        owner: Callable[[int, int], tuple[int, int]],
+        seen: Callable[[bytes, int], None],
+        plain: bool,
+    ) -> None:
         self.root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=view)
         self.dirs = Directories(self.root)
         self.out = out
         self.owner = owner
+        self.seen = seen
+        self.plain = plain
         self.written = 0
         self.listed: set[bytes] = set()  # directories that have an entry
         self.links: dict[tuple[int, int], bytes] = {}
 
     def change(self, path: bytes, kind: str) -> None:
         directory, _, base = path.rpartition(b"/")
-        if any(part.startswith(WHITEOUT) for part in path.split(b"/")):
+        if not self.plain and any(part.startswith(WHITEOUT) for part in path.split(b"/")):
             raise LayerError(
                 f"{shown(path)} can't be in a layer: names that start with '.wh.' mean deletions there",
                 hint="Rename the file.",
@@ -103,7 +116,7 @@ class _Packer:
                 stored = self.entry(directory, base, path)
             except (FileNotFoundError, NotADirectoryError):
                 pass  # the container has removed it since
-        if kind == "delete" or (kind == "modify" and not stored):
+        if not self.plain and (kind == "delete" or (kind == "modify" and not stored)):
             self.header((directory + b"/" if directory else b"") + WHITEOUT + base, b"0", 0, 0, 0, 0, 0, {})
 
     def parents(self, directory: bytes) -> bool:
@@ -260,6 +273,7 @@ class _Packer:
         device: int = 0,
         more: dict[bytes, bytes] | None = None,
     ) -> None:
+        self.seen(name, mtime_ns)
         records = {b"SCHILY.xattr." + key: value for key, value in xattrs.items()}
         records.update(more or {})
         seconds, nanoseconds = divmod(mtime_ns, 1_000_000_000)
