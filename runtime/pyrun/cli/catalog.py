@@ -36,9 +36,11 @@ class GroupEntry:
 
 RUN = "Create a container from an image and run it"
 PULL = "Download an image from a registry"
+PUSH = "Upload an image to a registry"
 IMAGES = "List images"
 RMI = "Remove images"
 TAG = "Give an image another name"
+UNTAG = "Take names off an image, all of them where none is given; the image stays"
 HISTORY = "Show how an image was built"
 DIFF = (
     "Show which files a container, or the last layer of an image, has added (A), changed (C) or deleted (D)"
@@ -53,6 +55,7 @@ CATALOG: dict[str, Entry | GroupEntry] = {
     "run": Entry("run:run", RUN, COMMON),
     "ps": Entry("ps:ps", PS, COMMON),
     "pull": Entry("pull:pull", PULL, COMMON),
+    "push": Entry("push:push", PUSH, COMMON),
     "images": Entry("images:images", IMAGES, COMMON),
     "version": Entry("version:version", "Show the versions of pyrun and what it runs on", COMMON),
     "info": Entry("info:info", "Show the store, the host and what pyrun can do on it", COMMON),
@@ -76,8 +79,10 @@ CATALOG: dict[str, Entry | GroupEntry] = {
             "layers": Entry("layers:layers", LAYERS),
             "ls": Entry("images:images", IMAGES),
             "pull": Entry("pull:pull", PULL),
+            "push": Entry("push:push", PUSH),
             "rm": Entry("rmi:rmi", RMI),
             "tag": Entry("tag:tag", TAG),
+            "untag": Entry("untag:untag", UNTAG),
         },
     ),
     "storage": GroupEntry(

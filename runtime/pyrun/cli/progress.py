@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..images.record import Progress
 
 _REDRAW_SECONDS = 0.1
-_COUNTED = ("Downloading", "Extracting")  # the states whose bytes mean something to look at
+_COUNTED = ("Downloading", "Extracting", "Pushing")  # the states whose bytes mean something to look at
 _BAR = (10, 50)  # the narrowest and the widest
 
 

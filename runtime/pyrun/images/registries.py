@@ -127,25 +127,15 @@ class Registries:
         Raises `ImageError` where the configuration blocks the name.
         """
         name = reference.canonical
-        table, end = max(
-            ((table, table.match(name)) for table in self.tables.values()),
-            key=lambda match: (match[1] > 0, len(match[0].prefix)),
-            default=(None, 0),
-        )
-        if table is None or not end:
+        table, end = self._match(reference)
+        if table is None:
             return [_endpoint(reference, insecure=False, mirror=False)]
-        if table.blocked:
-            raise ImageError(
-                f"{reference.familiar} is blocked by {table.source}",
-                hint=f"Its table has prefix {table.prefix!r}.",
-            )
         found = []
         for mirror in table.mirrors:
             if mirror.when == "all" or (mirror.when == "digest-only") == bool(reference.digest):
                 to = _rewritten(name, mirror.location, end, table.source)
                 found.append(_endpoint(to, insecure=mirror.insecure, mirror=True))
-        primary = _rewritten(name, table.location, end, table.source) if table.location else reference
-        found.append(_endpoint(primary, insecure=table.insecure, mirror=False))
+        found.append(self.primary(reference))
         places = {(e.host, e.path, e.tag): e for e in reversed(found)}
         # A mirror that is the primary is asked at its turn, and is none: what it asks for is the registry's due.
         home = found[-1]
@@ -161,6 +151,33 @@ class Registries:
         )
         insecure = best.insecure if best is not None else False
         return Endpoint(DOCKER_HUB_API if host == DEFAULT_DOMAIN else host, "", None, insecure, False)
+
+    def primary(self, reference: Reference) -> Endpoint:
+        """Where ``reference`` is pushed to: its primary location, whatever the mirrors. Raises as `endpoints`."""
+        table, end = self._match(reference)
+        if table is None:
+            return _endpoint(reference, insecure=False, mirror=False)
+        to = reference
+        if table.location:
+            to = _rewritten(reference.canonical, table.location, end, table.source)
+        return _endpoint(to, insecure=table.insecure, mirror=False)
+
+    def _match(self, reference: Reference) -> tuple[_Registry | None, int]:
+        """The table for ``reference``, and how many characters of its name the prefix covers."""
+        name = reference.canonical
+        table, end = max(
+            ((table, table.match(name)) for table in self.tables.values()),
+            key=lambda match: (match[1] > 0, len(match[0].prefix)),
+            default=(None, 0),
+        )
+        if table is None or not end:
+            return None, 0
+        if table.blocked:
+            raise ImageError(
+                f"{reference.familiar} is blocked by {table.source}",
+                hint=f"Its table has prefix {table.prefix!r}.",
+            )
+        return table, end
 
     def _read(self, path: str) -> None:
         try:
