@@ -39,6 +39,7 @@ PULL = "Download an image from a registry"
 PUSH = "Upload an image to a registry"
 IMAGES = "List images"
 RMI = "Remove images"
+SAVE = "Write images to an archive"
 TAG = "Give an image another name"
 UNTAG = "Take names off an image, all of them where none is given; the image stays"
 HISTORY = "Show how an image was built"
@@ -78,9 +79,11 @@ CATALOG: dict[str, Entry | GroupEntry] = {
             "inspect": Entry("inspect:inspect_image", "Show all that is known of images"),
             "layers": Entry("layers:layers", LAYERS),
             "ls": Entry("images:images", IMAGES),
+            "prune": Entry("image_prune:prune", "Remove unused images, and the layers that only they need"),
             "pull": Entry("pull:pull", PULL),
             "push": Entry("push:push", PUSH),
             "rm": Entry("rmi:rmi", RMI),
+            "save": Entry("save:save", SAVE),
             "tag": Entry("tag:tag", TAG),
             "untag": Entry("untag:untag", UNTAG),
         },
@@ -120,6 +123,7 @@ CATALOG: dict[str, Entry | GroupEntry] = {
     "plugins": Entry("plugins:plugins", "List plugins with their versions and hooks"),
     "rm": Entry("rm:rm", RM),
     "rmi": Entry("rmi:rmi", RMI),
+    "save": Entry("save:save", SAVE),
     "tag": Entry("tag:tag", TAG),
     "which": Entry("which:which", WHICH),
 }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from ..errors import UsageError
 from .containers import ContainerMethods
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..containers.record import Container
     from ..storage.store import Store
     from .commit import Sink
@@ -14,6 +17,56 @@ if TYPE_CHECKING:
 
 class ArchiveMethods(ContainerMethods):
     """What `Engine` makes images and archives from."""
+
+    def save(
+        self,
+        names: Sequence[str],
+        output: str | int,
+        *,
+        format: str = "docker-archive",
+        platform: str | None = None,
+    ) -> None:
+        """Write images to an archive that docker, podman and skopeo read.
+
+        names     images: a tag; a repository, which means all of its tags; an ID or digest, which is saved without
+                  a name
+        output    the path of a file (of a directory, for the formats that are one), which appears or is replaced
+                  only when it is complete; or a descriptor that is written to
+        format    "docker-archive", "oci-archive", "oci-dir" or "docker-dir": see `pyrun.images.save`
+        platform  "os/arch[/variant]" that every image has to suit
+
+        The same images give the same bytes. Garbage collection waits meanwhile. Raises `NotFound`, `UsageError`,
+        `PlatformUnavailable`, `DigestMismatch` where a blob was damaged on disk, and `PyrunError` where ``output``
+        can't be written.
+        """
+        from contextlib import ExitStack
+
+        from ..images import outlet, save
+        from ..images.assemble import assembling
+        from ..images.choosing import chosen
+
+        if format not in save.FORMATS:
+            raise UsageError(f"--format {format}: unknown", hint=f"One of {', '.join(save.FORMATS)}.")
+        if not names:
+            raise UsageError("no image to save was named")
+        if isinstance(output, int) and format in save.DIRECTORIES:
+            raise UsageError(f"{format} is a directory", hint="Name it with -o.")
+        images = self._images()
+        self._enter()
+        self._make_root()
+        with assembling(self.root):
+            wanted = chosen(images, names, platform, self._local)
+            with ExitStack() as stack:
+                target: outlet.Outlet
+                if isinstance(output, int):
+                    tar = outlet.TarOutlet(output, "the output")
+                    stack.callback(tar.finish)
+                    target = tar
+                elif format in save.DIRECTORIES:
+                    target = stack.enter_context(outlet.directory_at(output))
+                else:
+                    target = stack.enter_context(outlet.tar_at(output))
+                save.save(images.content, wanted, target, format)
 
     def diff(self, name: str, base: str | None = None) -> list[Difference]:
         """How the files of a container differ from those of its image, or how an image's topmost layer changes what
