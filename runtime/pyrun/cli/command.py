@@ -113,6 +113,8 @@ class Command(TyperCommand):
                     kept.append(name)
                 elif value in _FALSE:
                     off.add(option.name or "")
+                elif option.metavar and value.startswith("@"):
+                    kept += [name, value]  # --cat=@2 is --cat and an argument
                 else:
                     raise click.BadParameter(f"{value!r} is neither true nor false", ctx, option)
             else:

@@ -138,3 +138,17 @@ def _write_table(cells: list[list[str]]) -> None:
     from .table import aligned
 
     write(aligned(cells))
+
+
+def write_bytes(data: bytes) -> None:
+    """Content to standard output: exact for a program; for a terminal as text in which it acts on nothing."""
+    if sys.stdout is None or sys.stdout.isatty():
+        write(printable(data.decode("utf-8", "backslashreplace"), keep="\n\t"))
+        return
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise write_error(error) from None

@@ -1,0 +1,119 @@
+"""Tables of what is in each layer, kept in the store: ``<root>/tables/<algorithm>-<hex of the diff_id>``.
+
+A table is made from the layer's blob when it is first asked for, and only when digest and diff_id held; it is a
+copy of what can be made again, so it is written without fsync, and one that can't be read is made anew. Garbage
+collection removes those of layers that no image has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from ..errors import LayerError
+from ..layers.fold import table_of
+from ..layers.table import Table
+from .blob import StoredBlob
+from .content import ContentStore
+from .digest import is_digest
+from .record import ImageLayer
+
+DIRECTORY = "tables"
+
+
+class Tables:
+    """The tables below ``root``, the engine's store."""
+
+    def __init__(self, root: str) -> None:
+        self.path = os.path.join(root, DIRECTORY)
+        self._content = ContentStore(root)
+
+    def of(self, layers: Sequence[ImageLayer]) -> list[Table | None]:
+        """The table of each layer; None where it has none and the layer's blob is not in the store.
+
+        Raises `DigestMismatch` or `LayerError` for a blob that was tampered with.
+        """
+        known: dict[str, Table | None] = {}
+        to_make: dict[str, ImageLayer] = {}
+        for layer in layers:
+            if layer.diff_id not in known:
+                known[layer.diff_id] = self.kept(layer.diff_id)
+                if known[layer.diff_id] is None and self._content.has(layer.digest):
+                    to_make[layer.diff_id] = layer
+        # The largest first. Hashing and inflating leave the interpreter free for another layer.
+        order = sorted(to_make.values(), key=lambda layer: -layer.size)
+        if len(order) == 1:
+            known[order[0].diff_id] = self.made(order[0])
+        elif order:
+            from concurrent.futures import ThreadPoolExecutor
+
+            with ThreadPoolExecutor(min(len(order), os.cpu_count() or 1, 4)) as workers:
+                for layer, table in zip(order, workers.map(self.made, order), strict=True):
+                    known[layer.diff_id] = table
+        return [known[layer.diff_id] for layer in layers]
+
+    def kept(self, diff_id: str) -> Table | None:
+        """The table on disk; None where there is none, or a damaged one."""
+        try:
+            with open(self._file(diff_id), "rb") as file:
+                return Table.decoded(file.read())
+        except (OSError, LayerError):
+            return None
+
+    def made(self, layer: ImageLayer) -> Table:
+        """The table, made from the layer's blob and kept if the disk lets it."""
+        with StoredBlob(self._content, layer).tar() as stream:
+            table = table_of(stream)
+        try:
+            self._keep(layer.diff_id, table.encoded())
+        except OSError:
+            pass  # a full or read-only disk: it answers all the same, only not as fast
+        return table
+
+    def _keep(self, diff_id: str, data: bytes) -> None:
+        os.makedirs(self.path, mode=0o700, exist_ok=True)
+        path = self._file(diff_id)
+        temporary = os.path.join(self.path, f".tmp-{os.getpid()}-{os.path.basename(path)}")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+            os.rename(temporary, path)
+        except BaseException:
+            try:
+                os.unlink(temporary)
+            except OSError:
+                pass
+            raise
+
+    def _file(self, diff_id: str) -> str:
+        if not is_digest(diff_id):
+            raise LayerError(f"{diff_id!r} is not a layer id")
+        return os.path.join(self.path, diff_id.replace(":", "-"))
+
+
+def names(root: str) -> list[str]:
+    """The file names of all tables in the store ``root``."""
+    try:
+        found = os.listdir(os.path.join(root, DIRECTORY))
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in found if not name.startswith("."))
+
+
+def unneeded(root: str, diff_ids: Iterable[str]) -> list[str]:
+    """Paths of the tables of other layers than ``diff_ids``."""
+    needed = {diff_id.replace(":", "-") for diff_id in diff_ids}
+    return [os.path.join(root, DIRECTORY, name) for name in names(root) if name not in needed]
+
+
+def sweep(root: str, diff_ids: Iterable[str]) -> int:
+    """Remove the `unneeded`; the bytes they took. What can't be removed stays."""
+    freed = 0
+    for path in unneeded(root, diff_ids):
+        try:
+            size = os.stat(path, follow_symlinks=False).st_size
+            os.unlink(path)
+            freed += size
+        except OSError:
+            continue
+    return freed
