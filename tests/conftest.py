@@ -16,6 +16,9 @@ from support.registry import Registry, registry
 
 __all__ = ["account", "installation", "registry"]
 
+# A registry is asked again after 2 s, 4 s, ...: of tests, only those that measure that wait so long.
+os.environ.setdefault("PYRUN_RETRY_DELAY", "0.01")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

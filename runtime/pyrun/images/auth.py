@@ -223,7 +223,7 @@ class Authorizer:
         if secret is not None:
             return Unauthorized(
                 f"the token server {where} refuses the {secret.described}{said}",
-                hint=f"Log in again: pyrun login {self._transport.host}",
+                hint=f"Log in again: {login_line(self._transport.host)}",
             )
         if status == 400:
             return RegistryError(f"the token server {where} answered with status 400{said}")
@@ -259,10 +259,14 @@ def widened(scopes: tuple[str, ...], wanted: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def login_line(host: str) -> str:
+    """The command that logs in at ``host``."""
+    return "pyrun login" if host == "registry-1.docker.io" else f"pyrun login {printable(host, 300)}"
+
+
 def private(host: str) -> str:
     """What to do where a registry denies access."""
-    host = {"registry-1.docker.io": ""}.get(host, host)
-    return f"Check the name. If the repository is private, log in: {f'pyrun login {host}'.rstrip()}"
+    return f"Check the name. If the repository is private, log in: {login_line(host)}"
 
 
 def _basic(secret: Credentials) -> str:

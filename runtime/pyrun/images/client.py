@@ -6,17 +6,18 @@ Digests are always computed from the bytes; what the registry claims about them 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 
 from ..errors import DigestMismatch, ImageError, ManifestUnknown, RegistryError, Unauthorized
 from .access import Access
-from .auth import Authorizer, private
+from .auth import Authorizer, login_line, private
 from .digest import digest_like, is_digest, sha256
-from .model import DOCKER_INDEX, DOCKER_MANIFEST, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST
+from .model import DOCKER_INDEX, DOCKER_MANIFEST, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST, Descriptor
 from .printable import printable
 from .registries import Endpoint
-from .retry import IDEMPOTENT, Sender
+from .retry import IDEMPOTENT, Sender, retry_after
 from .transport import PATIENCE, Body, Response, Transport
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST))
@@ -47,7 +48,8 @@ class RegistryClient:
         self.endpoint = endpoint
         self.name = name
         self.access = access or Access()
-        self.scope = f"repository:{endpoint.path}:{actions}"
+        # "" for a client of the registry as a whole.
+        self.scope = f"repository:{endpoint.path}:{actions}" if endpoint.path else ""
         self._transport = Transport(
             endpoint.host,
             insecure=self.access.insecure(endpoint),
@@ -71,7 +73,10 @@ class RegistryClient:
         """Have a token at hand if this registry asks for one, for this repository and ``scopes`` beside.
 
         Raises as `request`."""
-        self._authorizer.header((self.scope, *scopes))
+        self._authorizer.header(self._scopes(scopes))
+
+    def _scopes(self, more: Sequence[str]) -> tuple[str, ...]:
+        return (self.scope, *more) if self.scope else tuple(more)
 
     def close(self) -> None:
         self._transport.close()
@@ -100,17 +105,17 @@ class RegistryClient:
         if response.status == 405 or (response.status == 200 and not is_digest(digest)):
             return None
         if response.status != 200:
-            # A HEAD has no body to explain itself: the GET's error will.
-            self.get_manifest(version)
+            # A HEAD has no body to explain itself: the GET's error will. HEAD was patient already.
+            self.get_manifest(version, tries=1)
             return None
         return digest
 
-    def get_manifest(self, version: str) -> tuple[bytes, str, str]:
+    def get_manifest(self, version: str, *, tries: int | None = None) -> tuple[bytes, str, str]:
         """(exact bytes, Content-Type, digest) of a manifest or index.
 
         By digest, the bytes are checked against it (`DigestMismatch`); by tag the digest is their sha256.
         """
-        response = self.request("GET", f"manifests/{version}", {"Accept": ACCEPT})
+        response = self.request("GET", f"manifests/{version}", {"Accept": ACCEPT}, tries=tries)
         body = self._body(response, f"manifest for {self.name}", MAX_DOCUMENT)
         if not is_digest(version):
             return body, response.header("Content-Type") or "", sha256(body)
@@ -183,6 +188,38 @@ class RegistryClient:
             raise RegistryError(f"{self.endpoint.host} sends more than the {count} bytes asked for")
         return body
 
+    def tags(self) -> list[str]:
+        """`pyrun.images.listing.tags` of this repository."""
+        from .listing import tags
+
+        return tags(self)
+
+    def catalog(self) -> list[str]:
+        """`pyrun.images.listing.catalog` of this registry."""
+        from .listing import catalog
+
+        return catalog(self)
+
+    def referrers(self, digest: str, artifact_type: str = "") -> list[Descriptor]:
+        """`pyrun.images.listing.referrers` to a manifest of this repository."""
+        from .listing import referrers
+
+        return referrers(self, digest, artifact_type)
+
+    def url(self, path: str) -> str:
+        """The address of ``path`` as `request` takes it."""
+        if path.startswith(("http://", "https://")):
+            return path
+        return self._transport.url(path if path.startswith("/") else f"/v2/{self.endpoint.path}/{path}")
+
+    def is_home(self, url: str) -> bool:
+        """Whether an address is at this registry's origin, so that it gets credentials. Raises `RegistryError`."""
+        return self._transport.is_home(url)
+
+    def body(self, response: Response, what: str, limit: int) -> bytes:
+        """The body of an answer with status 200, at most ``limit`` bytes; any other as the error that it means."""
+        return self._body(response, what, limit)
+
     def request(
         self,
         method: str,
@@ -204,11 +241,8 @@ class RegistryClient:
         caller's to judge.
         """
         absolute = path.startswith(("http://", "https://"))
-        if absolute:
-            url = path
-        else:
-            url = self._transport.url(path if path.startswith("/") else f"/v2/{self.endpoint.path}/{path}")
-        wanted = (self.scope, *scopes)
+        url = self.url(path)
+        wanted = self._scopes(scopes)
         own = not absolute or self._transport.is_home(url)
         again = method in IDEMPOTENT and not (absolute and method == "PUT")
         start = body.tell() if body is not None and not isinstance(body, bytes) else 0
@@ -235,7 +269,7 @@ class RegistryClient:
             return Unauthorized(f"{host} wants credentials for {self.name}{reason}", hint=private(host))
         return Unauthorized(
             f"{host} refuses the {secret.described} for {self.name}{reason}",
-            hint=f"Log in again: pyrun login {host}",
+            hint=f"Log in again: {login_line(host)}",
         )
 
     def _body(self, response: Response, what: str, limit: int, too_long: str = "") -> bytes:
@@ -263,10 +297,11 @@ class RegistryClient:
                 f"{what} not found{where}" + (f": {said}" if said else ""), hint="Check name and tag."
             )
         if status == 429:
-            after = printable(response.header("Retry-After") or "", 60)
-            wait = f"Try again in {after} s." if after.isdecimal() else "Try again later."
+            seconds = retry_after(response.header("Retry-After"))
+            wait = "Try again later." if seconds is None else f"Try again in {_duration(seconds)}."
             return RegistryError(
-                f"{host} limits how often it may be asked" + (f": {said}" if said else ""), hint=wait
+                f"{host} limits how often it may be asked{_limits(response)}" + (f": {said}" if said else ""),
+                hint=f"{wait} Those who log in may often ask more: {login_line(host)}",
             )
         return RegistryError(
             f"{host} answered with status {status} for the {what}" + (f": {said}" if said else "")
@@ -279,6 +314,20 @@ class RegistryClient:
                 f"the {what} of {self.name} from {self.endpoint.host} is damaged or tampered with:"
                 f" it was asked for as {digest}, and is {found}"
             )
+
+
+def _limits(response: Response) -> str:
+    """What the ``ratelimit-*`` headers say (Docker Hub sends them: "100;w=21600", in a window of seconds)."""
+    names = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset", "Docker-RateLimit-Source")
+    said = [f"{name.lower()} {printable(value, 60)}" for name in names if (value := response.header(name))]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _duration(seconds: float) -> str:
+    whole = math.ceil(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    return f"{math.ceil(whole / 60)} minutes" if whole < 7200 else f"{math.ceil(whole / 3600)} hours"
 
 
 def _errors(body: bytes) -> tuple[set[str], str]:
