@@ -87,9 +87,10 @@ def test_the_help_of_a_command_imports_that_command_only(name):
 
 
 def test_listing_commands_import_nothing_heavy(tmp_path):
-    for args in (["images"], ["container", "ls", "-a"], ["version"]):
+    for args in (["image", "ls"], ["container", "ls", "-a"], ["version"]):
         loaded = modules("--root", str(tmp_path / "root"), "--state", str(tmp_path / "state"), *args)
-        assert commands(loaded) == {"pyrun.cli.ps" if "ls" in args else f"pyrun.cli.{args[0]}"}
+        name = {"image": "images", "container": "ps"}.get(args[0], args[0])
+        assert commands(loaded) == {f"pyrun.cli.{name}"}
         assert not loaded & HEAVY
         assert "pyrun.cli.template" not in loaded
 
@@ -132,8 +133,8 @@ def test_run_of_a_local_image_imports_only_what_it_uses(pyrun):
     assert not commands(loaded)
 
 
-def test_ps_and_rm_import_no_command_line_parser(pyrun):
-    for args in (["ps", "-a"], ["rm", "-f", "nothing-of-that-name"]):
+def test_images_ps_and_rm_import_no_command_line_parser(pyrun):
+    for args in (["images"], ["images", "-q"], ["ps", "-a"], ["rm", "-f", "nothing-of-that-name"]):
         loaded = imported(pyrun, *args)
         assert "pyrun.engine" in loaded
         assert not unwelcome(loaded, COMMAND_LINE | HEAVY)

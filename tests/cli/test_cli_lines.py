@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from pyrun.cli import history, images, info, storage
-from pyrun.cli.body import ps
+from pyrun.cli import history, info, storage
+from pyrun.cli.body import images, ps
 from pyrun.cli.names import matches
 from pyrun.cli.output import document, rows
 from pyrun.containers.record import Container

@@ -13,12 +13,16 @@ import pytest
 from pyrun.cli.units import human_size
 from pyrun.engine import Engine
 from pyrun.errors import UsageError
+from pyrun.images.filters import Filters
 from pyrun.storage.leases import Lease
 from pyrun.storage.locks import SharedLock
-from pyrun.upkeep.prune import until_of
 from support import copied
 from support.pyrun import Pyrun, terminal
 from support.registry import Registry, tar
+
+
+def until_of(filters: list[str]) -> float | None:
+    return Filters(filters, ("until",)).until
 
 
 def df(pyrun: Pyrun) -> dict[str, dict[str, str]]:
@@ -235,7 +239,7 @@ def test_prune_until_spares_what_is_younger(fresh: Pyrun) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["until", "until=", "until=yesterday", "until=5", "until=1h,2m", "label=a", "until=1h 2m", "=1h"]
+    "text", ["until", "until=", "until=yesterday", "until=5", "until=1h,2m", "dangling=true", "until=1h 2m", "=1h"]
 )
 def test_a_filter_that_is_none_is_refused(fresh: Pyrun, text: str) -> None:
     if text == "until=5":  # seconds since the epoch: a moment long ago

@@ -43,6 +43,7 @@ SAVE = "Write images to an archive"
 TAG = "Give an image another name"
 UNTAG = "Take names off an image, all of them where none is given; the image stays"
 HISTORY = "Show how an image was built"
+COMMIT = "Make an image of a container's files and settings"
 DIFF = (
     "Show which files a container, or the last layer of an image, has added (A), changed (C) or deleted (D)"
 )
@@ -63,6 +64,7 @@ CATALOG: dict[str, Entry | GroupEntry] = {
     "container": GroupEntry(
         "Manage containers",
         {
+            "commit": Entry("commit:commit", COMMIT),
             "diff": Entry("diff:diff", DIFF),
             "export": Entry("export:export", EXPORT),
             "inspect": Entry("inspect:inspect_container", "Show all that is known of containers"),
@@ -115,6 +117,7 @@ CATALOG: dict[str, Entry | GroupEntry] = {
         },
     ),
     "completion": Entry("completion:completion", "Print the completion script for a shell"),
+    "commit": Entry("commit:commit", COMMIT),
     "diff": Entry("diff:diff", DIFF),
     "export": Entry("export:export", EXPORT),
     "history": Entry("history:history", HISTORY),

@@ -32,6 +32,32 @@ ROOT: dict[str, Any] = {
 }
 
 COMMANDS: dict[str, dict[str, Any]] = {
+    "images": {
+        "options": {
+            "--all": ("all", "flag", ()),
+            "--digests": ("digests", "flag", ()),
+            "--filter": ("filter", "list", ()),
+            "--format": ("format", "value", ()),
+            "--no-trunc": ("no_trunc", "flag", ()),
+            "--quiet": ("quiet", "flag", ()),
+            "--tree": ("tree", "flag", ()),
+            "-a": ("all", "flag", ()),
+            "-f": ("filter", "list", ()),
+            "-q": ("quiet", "flag", ()),
+        },
+        "defaults": {
+            "all": False,
+            "quiet": False,
+            "no_trunc": False,
+            "digests": False,
+            "filter": None,
+            "tree": False,
+            "format": "",
+        },
+        "arguments": [("name", True, False)],
+        "interspersed": True,
+        "flag_values": True,
+    },
     "ps": {
         "options": {
             "--all": ("all", "flag", ()),

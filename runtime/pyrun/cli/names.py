@@ -21,13 +21,32 @@ def repository_and_tag(image: Image) -> tuple[str, str]:
     both."""
     if image.unnamed:
         return NONE, NONE
-    reference = Reference.parse(image.reference)
-    return reference.familiar_repository, NONE if reference.digest else reference.tag or NONE
+    name, at, tag = image.reference.partition("@")
+    if not at:
+        name, _, tag = name.rpartition(":")
+    familiar = _FAMILIAR.get(name)
+    if familiar is None:
+        familiar = _FAMILIAR[name] = Reference.parse(name).familiar_repository
+    return familiar, NONE if at else tag
+
+
+_FAMILIAR: dict[str, str] = {}  # by repository, of which many images have the same
+
+
+def named(images: list[Image], text: str) -> list[Image]:
+    """Those that ``pyrun images TEXT`` lists: ``text`` is a name, with or without a tag or digest, or a pattern."""
+    if any(char in text for char in "*?[\\"):
+        from ..images.filters import glob, names_of
+
+        pattern = glob(text)
+        return [i for i in images if not i.unnamed and any(pattern.fullmatch(name) for name in names_of(i))]
+    wanted = Reference.parse(text)
+    return [image for image in images if matches(image, wanted)]
 
 
 def matches(image: Image, wanted: Reference) -> bool:
     """Whether ``pyrun images WANTED`` lists it: the repository decides, and tag or digest if one is named."""
-    if image.unnamed:
+    if not image.reference.startswith(wanted.repository):
         return False
     own = Reference.parse(image.reference)
     if own.repository != wanted.repository:

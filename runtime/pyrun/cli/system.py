@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -11,7 +10,8 @@ from ..errors import PyrunError
 from . import options as shared
 from .body.ps import status
 from .names import NONE, short_id
-from .output import flush, rows, warn, write
+from .output import rows, warn, write
+from .pruned import agreed, write_pruned
 from .session import session
 from .units import ago, human_size
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ..upkeep.problems import Checked, Problem
-    from ..upkeep.prune import Pruned
     from ..upkeep.usage import DiskUsage
 
 CHECK_HEADERS = {
@@ -227,19 +226,22 @@ def prune(
         typer.Option(
             "--filter",
             metavar="FILTER",
-            help="Only what was made before: until=24h, or until=2025-01-31T12:00:00Z",
+            help="Only what was made before (until=24h, until=2025-01-31T12:00:00Z), what has a label"
+            " (label=KEY[=VALUE]), or has not (label!=KEY[=VALUE])",
+            autocompletion=shared.one_of("until=", "label=", "label!="),
         ),
     ] = None,
 ) -> int:
     """Remove stopped containers, unused images and layers, and leftovers"""
-    from ..upkeep.prune import until_of
+    from ..images.filters import Filters
+    from ..upkeep.prune import PRUNED
 
-    before = until_of(filter or [])
+    Filters(filter or [], PRUNED)  # what is wrong with them shows before the question
     if not force and not _confirmed(all):
         warn("pyrun: nothing was removed")
         return 1
-    done = session(context).engine().prune(all=all, before=before)
-    _write_pruned(done)
+    done = session(context).engine().prune(all=all, filters=filter or [])
+    write_pruned(done)
     if done.deferred:
         warn(f"pyrun: images and layers were left alone: {done.deferred}")
         return 1
@@ -256,18 +258,4 @@ def _confirmed(all: bool) -> bool:
         "  - what broken-off pulls and dead processes left\n\n"
         "Are you sure you want to continue? [y/N] "
     )
-    flush()
-    answer = sys.stdin.readline() if sys.stdin is not None else ""
-    return answer.strip().lower() in ("y", "yes")
-
-
-def _write_pruned(done: Pruned) -> None:
-    if done.containers:
-        write("Deleted Containers:\n" + "".join(f"{id}\n" for id in done.containers) + "\n")
-    if done.images:
-        lines = [f"{verb.lower()}: {what}\n" for verb, what in done.images]
-        write("Deleted Images:\n" + "".join(lines) + "\n")
-    if done.layers:
-        lines = [f"{driver} {key}\n" for driver, key in done.layers]
-        write("Deleted Layers:\n" + "".join(lines) + "\n")
-    write(f"Total reclaimed space: {human_size(done.bytes)}\n")
+    return agreed()

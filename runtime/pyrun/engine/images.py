@@ -1,20 +1,21 @@
-"""Images, by the Python API. On the path of `run`."""
+"""Pulling images, by the Python API. On the path of `run`."""
 
 from __future__ import annotations
 
 import os
 
-from ..errors import NotFound, UsageError
-from .core import Core
+from ..errors import InvalidReference, NotFound, UsageError
+from .catalogue import CatalogueMethods
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..images.record import HistoryEntry, Image, Progress, PullResult
+    from ..images.access import Access
+    from ..images.record import Image, Progress, PullResult
 
 
-class ImageMethods(Core):
+class ImageMethods(CatalogueMethods):
     """What `Engine` does with images."""
 
     def pull(
@@ -22,15 +23,67 @@ class ImageMethods(Core):
         reference: str,
         *,
         platform: str | None = None,
+        access: Access | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> PullResult:
-        """Pull an image by name: nothing is fetched that is here already, nothing unverified is kept."""
+        """Pull an image by name: nothing is fetched that is here already, nothing unverified is kept.
+
+        reference  "name[:tag][@digest]"; an alias of registries.conf, too
+        platform   "os/arch[/variant]" to choose where the name stands for several; None: DOCKER_DEFAULT_PLATFORM,
+                   else the host's
+        access     credentials and certificates (`pyrun.images.access.Access`); None: those configured
+        progress   called in this process with each step
+
+        What is here of a layer whose download broke off, in this process or an earlier one, is gone on with. The
+        process must have one thread. Raises `InvalidReference`, `RegistryError`, `Unauthorized`, `ManifestUnknown`,
+        `PlatformUnavailable`, `DigestMismatch`, `LayerError`, `StorageError`; no name stands for a half-made image.
+        """
         if self._size is not None:
             raise UsageError("--storage-opt size= limits a container; an image has the size it has")
-        return self._pull(reference, platform, progress)
+        return self._pull(reference, platform, progress, access)
+
+    def pull_all(
+        self,
+        repository: str,
+        *,
+        platform: str | None = None,
+        access: Access | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        pulled: Callable[[PullResult], None] | None = None,
+    ) -> list[PullResult]:
+        """Pull every tag of ``repository``, in the registry's order; arguments as for `pull`. ``pulled`` is called after
+        each.
+
+        A tag that stands for no image, or for none of the platform, is an error; those before it stay pulled.
+        Raises as `pull` does, and `InvalidReference` where the name has a tag or digest.
+        """
+        from ..images.pull import all_tags
+        from ..images.reference import Reference
+        from ..images.registries import Registries
+
+        if self._size is not None:
+            raise UsageError("--storage-opt size= limits a container; an image has the size it has")
+        parsed = Reference.parse(repository)
+        if parsed.digest or not parsed.implicit:
+            raise InvalidReference(
+                "tag can't be used with --all-tags/-a",
+                hint=f"Write the name alone: {parsed.familiar_repository}",
+            )
+        registries = Registries.load()
+        results = []
+        for tag in all_tags(registries.reference(repository), registries, access):
+            result = self._pull(f"{repository}:{tag}", platform, progress, access)
+            results.append(result)
+            if pulled is not None:
+                pulled(result)
+        return results
 
     def _pull(
-        self, reference: str, platform: str | None, progress: Callable[[Progress], None] | None
+        self,
+        reference: str,
+        platform: str | None,
+        progress: Callable[[Progress], None] | None,
+        access: Access | None = None,
     ) -> PullResult:
         from ..images.pull import pull
         from ..images.registries import Registries
@@ -46,58 +99,9 @@ class ImageMethods(Core):
             images=images,
             layers=store.layers,
             registries=registries,
+            access=access,
             progress=progress,
         )
-
-    def images(self) -> list[Image]:
-        """All local images, newest first."""
-        return self._images().list()
-
-    def image(self, name: str) -> Image:
-        """The local image by reference, id or unique id prefix. Raises `NotFound`."""
-        return self._local(name)
-
-    def tag(self, source: str, target: str) -> None:
-        """Give the image ``source`` the further name ``target``."""
-        from ..storage.locks import SharedLock
-
-        self._open()
-        # Shared with pulls: garbage collection must not come between reading the source and naming it.
-        with SharedLock(f"{self.root}/locks/store"):
-            self._images().tag(self._local(source).reference, target)
-
-    def remove_image(self, name: str, *, force: bool = False) -> list[tuple[str, str]]:
-        """Remove a name; with the last one the image, and whatever no other image or container needs.
-
-        Returns ("Untagged" | "Deleted", what) in order. Raises `Conflict` where a container uses it.
-        """
-        from ..images.gc import remove_image
-        from ..storage.shelves import Shelves
-        from ..upkeep.users import users
-
-        store = self._open()
-        containers = self._containers()
-        containers.recover(containers.abandoned(), store.remove)
-        return remove_image(
-            self._images(), Shelves.of(store), name, force=force, users=lambda: users(containers)
-        )
-
-    def remove_layer(self, id: str, *, driver: str | None = None) -> None:
-        """Remove one layer (a diff_id or chain_id) of ``driver`` (None: the one in use); it is made again from
-        its blob when it is needed. Raises `Conflict` where a container, a lease or a pull uses it."""
-        from ..images.gc import remove_layer
-        from ..storage.shelves import Shelves
-        from ..upkeep.users import users
-
-        store = self._open()
-        containers = self._containers()
-        remove_layer(
-            self._images(), Shelves.of(store), driver or store.driver.name, id, lambda: users(containers)
-        )
-
-    def history(self, name: str) -> list[HistoryEntry]:
-        """How the image came to be, newest step first."""
-        return self._images().history(self._local(name))
 
     def _local_or_pulled(
         self, name: str, policy: str, platform: str | None, progress: Callable[[Progress], None] | None

@@ -6,7 +6,7 @@ from .core import Core
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from ..storage.contract import DriverReport
@@ -47,11 +47,13 @@ class UpkeepMethods(Core):
 
         return disk_usage(self._scene())
 
-    def prune(self, *, all: bool = False, before: float | None = None) -> Pruned:
+    def prune(
+        self, *, all: bool = False, before: float | None = None, filters: Sequence[str] = ()
+    ) -> Pruned:
         """Remove what is not in use: see `pyrun.upkeep.prune.prune`."""
         from ..upkeep.prune import prune
 
-        return prune(self._scene(), all=all, before=before)
+        return prune(self._scene(), all=all, before=before, filters=filters)
 
     def migrate(
         self, to: str, *, containers: bool = True, progress: Callable[[str], None] = lambda text: None

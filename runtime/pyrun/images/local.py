@@ -167,14 +167,22 @@ class ImageStore:
         """
         found = self.records()
         if not all:
-            found = _shown(found)
+            found = self.shown(found)
         found.sort(key=lambda image: image.reference)
         found.sort(key=lambda image: moment(image.created), reverse=True)
         return found
 
+    @staticmethod
+    def shown(images: Images) -> Images:
+        """``images`` without those that a name makes superfluous, in their order: a tag the names by digest in its
+        repository, any name the record without one."""
+        tagged = {(i.id, repository_of(i.reference)) for i in images if "@" not in i.reference}
+        tagged |= {(i.id, "") for i in images if not i.unnamed}
+        return [i for i in images if "@" not in i.reference or (i.id, repository_of(i.reference)) not in tagged]
+
     def references(self, image: Image) -> tuple[Names, Names]:
         """(canonical tags, canonical repository digests) of the image with this ID, sorted."""
-        same = _shown([other for other in self.naming(image.id) if other.id == image.id])
+        same = self.shown([other for other in self.naming(image.id) if other.id == image.id])
         tags = sorted(other.reference for other in same if "@" not in other.reference)
         digests = {
             f"{repository_of(other.reference)}@{other.digest}"
@@ -450,12 +458,6 @@ def moment(created: str) -> str:
         return datetime.fromisoformat(created).astimezone(UTC).isoformat().removesuffix("+00:00")
     except (ValueError, OverflowError):
         return ""
-
-
-def _shown(images: Images) -> Images:
-    tagged = {(i.id, repository_of(i.reference)) for i in images if "@" not in i.reference}
-    tagged |= {(i.id, "") for i in images if not i.unnamed}
-    return [i for i in images if "@" not in i.reference or (i.id, repository_of(i.reference)) not in tagged]
 
 
 def _reference(name: str) -> Reference | None:

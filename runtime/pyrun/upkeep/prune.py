@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING
 
-from ..errors import Conflict, NotFound, PyrunError, StorageError, UsageError
+from ..errors import Conflict, NotFound, PyrunError, StorageError
 from ..images import gc
+from ..images.filters import PRUNING, Filters, labels_of, older
 from ..storage.changes import allocated
 from .rubbish import check_rubbish
 from .scene import in_words
@@ -25,8 +23,7 @@ if TYPE_CHECKING:
     from .scene import Scene
 
 PATIENCE = 10.0
-_PART = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s|us|µs|ns)", re.ASCII)
-_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+PRUNED = ("until", "label")  # filters of the whole store's pruning
 
 
 @dataclass(slots=True)
@@ -41,28 +38,48 @@ class Pruned:
     deferred: str = ""
 
 
-def prune(scene: Scene, *, all: bool = False, before: float | None = None) -> Pruned:
+def prune(
+    scene: Scene, *, all: bool = False, before: float | None = None, filters: Sequence[str] = ()
+) -> Pruned:
     """Remove every container that nobody has in hand; images without a tag, or with ``all`` every one, that no
     container was made from; layers that then nothing needs under the driver in use, and those of other drivers
-    that no container of theirs needs; what dead processes left, and unfinished downloads.
+    that no container of theirs needs; what dead processes left.
 
-    ``before`` (seconds since the epoch) spares containers and images made later. Images and layers wait for
-    pulls that are going on, and are left alone where those take longer than `PATIENCE` seconds.
+    ``before`` (seconds since the epoch) spares containers and images made later, ``filters`` ("until=24h", "label=k",
+    "label!=k=v") those that they don't fit; a container has its image's labels. Images and layers wait for pulls that
+    are going on, and are left alone where those take longer than `PATIENCE` seconds.
     """
+    wanted = Filters(filters, PRUNED)
+    if before is not None:
+        wanted.until = before if wanted.until is None else min(before, wanted.until)
     done = Pruned()
     with in_words(scene.root):
-        _prune(scene, all, before, done)
+        labels = {image.id: labels_of(image) for image in scene.images.records()}
+        for container in list(scene.containers.all()):
+            old = wanted.until is None or container.created < wanted.until
+            if old and wanted.labelled(labels.get(container.image_id, {})):
+                _remove_container(scene, container, done)
+        for problem in check_rubbish(scene):
+            if problem.repair is not None:
+                with suppress(OSError):  # what can't be removed stays, and stops nothing
+                    problem.repair()
+        _prune_images(scene, all, wanted, done)
     return done
 
 
-def _prune(scene: Scene, all: bool, before: float | None, done: Pruned) -> None:
-    for container in list(scene.containers.all()):
-        if before is None or container.created < before:
-            _remove_container(scene, container, done)
-    for problem in check_rubbish(scene):
-        if problem.repair is not None:
-            with suppress(OSError):  # what can't be removed stays, and stops nothing
-                problem.repair()
+def prune_images(scene: Scene, *, all: bool = False, filters: Sequence[str] = ()) -> Pruned:
+    """The images of `prune`, and the layers and blobs that then nothing needs. Of ``filters``, "dangling=false" is
+    the same as ``all``."""
+    wanted = Filters(filters, PRUNING)
+    if wanted.dangling is False:
+        all = True
+    done = Pruned()
+    with in_words(scene.root):
+        _prune_images(scene, all, wanted, done)
+    return done
+
+
+def _prune_images(scene: Scene, all: bool, wanted: Filters, done: Pruned) -> None:
     with gc.exclusively(scene.root, PATIENCE) as alone:
         if not alone:
             done.deferred = "the store is in use, by a pull perhaps"
@@ -73,51 +90,14 @@ def _prune(scene: Scene, all: bool, before: float | None, done: Pruned) -> None:
             done.deferred = error.message
             return
         in_use = {user.image_id for user in now}
-        for image in _unused(scene, all, before, in_use):
+        for image in _unused(scene, all, wanted, in_use):
             done.images += scene.images.remove(image, force=True)
         shelves = scene.shelves()
-        unfinished = sum(scene.images.content.unfinished().values())
-        scene.images.content.sweep(kept=0)
-        done.bytes += unfinished - sum(scene.images.content.unfinished().values())
         only = {scene.selected, scene.recorded}
         swept = gc.sweep(scene.images, shelves, now, only=sorted(only), measure=_measure(scene))
         done.deferred = swept.deferred
         done.layers = [(scene.selected, key) for key in swept.layers] + swept.others
         done.bytes += swept.bytes + swept.freed
-
-
-def until_of(filters: Sequence[str]) -> float | None:
-    """The moment of ``until=``, in seconds since the epoch; None without one. It is a duration before now, as
-    "10m" or "1h30m", a time in RFC 3339 (a date alone, too), or seconds since the epoch.
-
-    Raises `UsageError` for anything else.
-    """
-    moment = None
-    for text in filters:
-        key, equals, value = text.partition("=")
-        if key != "until" or not equals:
-            raise UsageError(f"--filter {text}: unknown filter", hint="There is one: until=24h.")
-        if moment is not None:
-            raise UsageError("--filter until= was given twice", hint="Drop one of them.")
-        moment = _moment(value)
-        if moment is None:
-            raise UsageError(
-                f"--filter {text}: no time or duration",
-                hint="For example until=24h, until=1h30m or until=2025-01-31T12:00:00Z.",
-            )
-    return moment
-
-
-def _moment(text: str) -> float | None:
-    parts = _PART.findall(text)
-    if parts and "".join(number + unit for number, unit in parts) == text:
-        return time.time() - sum(float(number) * _SECONDS[unit] for number, unit in parts)
-    try:
-        if text.isascii() and text.isdecimal() and len(text) != 8:
-            return float(text)
-        return datetime.fromisoformat(text).timestamp()  # without a zone: the caller's
-    except (ValueError, OverflowError):
-        return None
 
 
 def _remove_container(scene: Scene, container: Container, done: Pruned) -> None:
@@ -133,8 +113,8 @@ def _remove_container(scene: Scene, container: Container, done: Pruned) -> None:
     done.bytes += size
 
 
-def _unused(scene: Scene, all: bool, before: float | None, in_use: set[str]) -> list[str]:
-    """A name of each image to remove; with it go all of the image's names."""
+def _unused(scene: Scene, all: bool, wanted: Filters, in_use: set[str]) -> list[str]:
+    """The IDs of the images to remove, each with all of its names."""
     by_id: dict[str, list[Image]] = {}
     for image in scene.images.records():
         by_id.setdefault(image.id, []).append(image)
@@ -143,17 +123,9 @@ def _unused(scene: Scene, all: bool, before: float | None, in_use: set[str]) -> 
         tagged = any("@" not in image.reference for image in names)
         if id in in_use or (tagged and not all):
             continue
-        if before is not None and not _older(names[0], before):
-            continue
-        found.append(id)
+        if (wanted.until is None or older(names[0], wanted.until)) and wanted.labelled(labels_of(names[0])):
+            found.append(id)
     return found
-
-
-def _older(image: Image, before: float) -> bool:
-    try:
-        return datetime.fromisoformat(image.created).timestamp() < before
-    except ValueError:
-        return True  # it says nothing of its age: it is as old as can be
 
 
 def _measure(scene: Scene) -> Callable[[LayerStore, str], int]:
