@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pyrun.errors import DigestMismatch, StorageError
+from pyrun.images import parts
 from pyrun.images.content import ContentStore
 from pyrun.images.digest import digest_like, sha256
 from support.registry import Registry, tar
@@ -91,30 +92,91 @@ def test_a_blob_that_rotted_is_noticed(content: ContentStore) -> None:
         content.read(sha256(DATA))
 
 
-def test_what_a_killed_writer_left_is_swept_and_a_living_one_spared(content: ContentStore) -> None:
+def test_what_a_killed_writer_left_is_kept_for_a_while_and_swept_on_demand_and_a_living_one_spared(
+    content: ContentStore,
+) -> None:
     living = content.writer(sha256(b"living"), 6)
     assert living is not None
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
-        dying = content.writer(sha256(DATA), len(DATA))
+        dying = content.writer(sha256(DATA), len(DATA), resumable=True)
         assert dying is not None
         dying.write(DATA[:100])
         os.write(writer, b"x")
         time.sleep(60)
         os._exit(0)
     os.read(reader, 1)
-    assert content.sweep() == 0
+    assert content.sweep(kept=0) == 0
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     os.close(reader)
     os.close(writer)
+    assert content.sweep() == 0
+    assert content.unfinished() == {sha256(DATA): 100, sha256(b"living"): 0}
+    week = time.time() - parts.KEPT - 60
+    os.utime(Path(content.root, "ingest", parts.file_name(sha256(DATA))), (week, week))
     assert content.sweep() == 1
     assert len(ingest(content)) == 1
     with living:
         living.write(b"living")
         living.commit()
     content.add_bytes(DATA, sha256(DATA))
+    assert content.read(sha256(DATA)) == DATA
+
+
+def test_a_broken_writer_is_gone_on_with(content: ContentStore) -> None:
+    for end in (1000, 3000):
+        writer = content.writer(sha256(DATA), len(DATA), resumable=True)
+        assert writer is not None
+        with writer:
+            assert b"".join(bytes(piece) for piece in writer.replay()) == DATA[: writer.held]
+            writer.write(DATA[writer.held : end])
+    writer = content.writer(sha256(DATA), len(DATA), resumable=True)
+    assert writer is not None
+    with writer:
+        assert writer.held == 3000
+        assert sum(len(piece) for piece in writer.replay()) == writer.written == 3000
+        writer.write(DATA[3000:])
+        writer.commit()
+    assert content.read(sha256(DATA)) == DATA
+    assert ingest(content) == []
+
+
+@pytest.mark.parametrize("left", [b"x" * 100, DATA[:100] + b"x", DATA + b"more", DATA[:-1] + b"x"])
+def test_a_part_with_other_bytes_is_found_out_at_the_end_and_goes(content: ContentStore, left: bytes) -> None:
+    content.add_bytes(b"", sha256(b""))
+    Path(content.root, "ingest", parts.file_name(sha256(DATA))).write_bytes(left)
+
+    def store() -> None:
+        writer = content.writer(sha256(DATA), len(DATA), resumable=True)
+        assert writer is not None
+        with writer:
+            for _ in writer.replay():
+                pass
+            writer.write(DATA[writer.written :])
+            writer.commit()
+
+    if len(left) <= len(DATA):
+        with pytest.raises(DigestMismatch):
+            store()
+        assert ingest(content) == []
+    store()
+    assert content.read(sha256(DATA)) == DATA
+
+
+@pytest.mark.parametrize("name", ["sha256-00.part", "nonsense", f"sha256-{'0' * 64}.part.x", "md5-00.part"])
+def test_what_is_no_part_is_swept_at_once(content: ContentStore, name: str) -> None:
+    content.add_bytes(b"", sha256(b""))
+    Path(content.root, "ingest", name).write_bytes(b"x")
+    assert content.sweep() == 1
+    assert ingest(content) == []
+
+
+def test_a_part_whose_blob_is_stored_is_swept_at_once(content: ContentStore) -> None:
+    content.add_bytes(DATA, sha256(DATA))
+    Path(content.root, "ingest", parts.file_name(sha256(DATA))).write_bytes(DATA[:10])
+    assert content.sweep() == 1
     assert content.read(sha256(DATA)) == DATA
 
 

@@ -72,7 +72,6 @@ def test_an_early_docker_images_config_may_be_of_no_particular_type(old: str) ->
             model.OCI_MANIFEST,
             "layer of type",
         ),
-        (encoded(MANIFEST, layers=[{**LAYER, "urls": ["https://a"]}]), model.OCI_MANIFEST, "foreign layer"),
         (
             encoded(MANIFEST, layers=[{**LAYER, "digest": "sha256:12"}]),
             model.OCI_MANIFEST,

@@ -89,7 +89,7 @@ def test_a_pull_that_is_ended_leaves_no_process_and_no_image_and_the_next_one_wo
 
     def swept() -> bool:
         # A process whose first thread is a zombie has its files open until the last thread is gone.
-        engine.content.sweep()
+        engine.content.sweep(kept=0)
         return os.listdir(engine.root / "ingest") == []
 
     wait_for(swept, "what the workers were writing can be swept")
@@ -111,7 +111,6 @@ def test_kills_at_random_moments_never_leave_a_half_made_image(
             assert [engine.content.has(layer.digest) for layer in image.layers] == [True] * 3
             assert all(engine.layers.find(layer.diff_id) for layer in image.layers)
     assert engine.pull(f"{repository}:1").image.id == pushed.config_digest
-    engine.content.sweep()
     assert os.listdir(engine.root / "ingest") == []
 
 
@@ -140,7 +139,7 @@ def test_a_full_disk_is_said_in_words_and_keeps_nothing_half_made(
     script = (
         'mount -t tmpfs -o size=8m tmpfs "$1" || exit 9; shift; '
         '"$@"; code=$?; cd "$(dirname "$0")"; '
-        'find "$0" -path "*/ingest/*" -o -path "*/staging/*" -o -path "*/images/*"; exit $code'
+        'find "$0" -path "*/staging/*" -o -path "*/images/*"; exit $code'
     )
     arguments = command(engine, f"{repository}:1")
     arguments[3] = str(mountpoint / "store")

@@ -1,29 +1,25 @@
-"""Pull: resolve, fetch and unpack the layers side by side, then write the record that names them.
-
-Until that record is written nothing refers to what was fetched: a pull that fails or is killed leaves whole,
-verified blobs and layers (the next pull uses them, gc removes them) and no image.
-"""
+"""Pull: what is here already is found out first, and costs one request by tag, and none by digest."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from typing import TYPE_CHECKING
 
-from ..storage.layers import check_depth
+from ..errors import ImageError
 from ..storage.locks import SharedLock
-from .client import RegistryClient
 from .content import ContentStore, out_of_space
-from .digest import short
-from .fetch import LayerFetch
-from .layerstore import LayerStore, layer_keys, sweep_staging
 from .local import ImageStore
-from .platform import Platform, wanted
-from .record import Image, ImageLayer, Progress, PullResult
+from .platform import wanted
+from .present import present
+from .record import Progress, PullResult
 from .reference import Reference
-from .registries import Registries
-from .resolve import Resolved, resolve
-from .workers import Job, Report, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .access import Access
+    from .layerstore import LayerStore
+    from .registries import Registries
 
 
 def pull(
@@ -34,6 +30,7 @@ def pull(
     images: ImageStore,
     layers: LayerStore,
     registries: Registries,
+    access: Access | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> PullResult:
     """Bring the image of ``reference`` for ``platform`` (None: DOCKER_DEFAULT_PLATFORM, else the host's) into
@@ -50,131 +47,36 @@ def pull(
         locks = os.path.join(content.root, "locks")
         os.makedirs(locks, mode=0o700, exist_ok=True)
         with SharedLock(os.path.join(locks, "store")):
-            return _Pull(reference, wanted(platform), content, images, layers, registries, progress).run()
+            asked = wanted(platform)
+            endpoints = registries.endpoints(reference)  # a name that is blocked is refused here
+            known = present(reference, asked, content, images, layers)
+            if known is not None and reference.digest:
+                if progress is not None:
+                    progress(Progress(reference.digest, f"Pulling from {reference.path}"))
+                return PullResult(known, False)
+            from .pulling import Pulling
+
+            pulling = Pulling(reference, asked, content, images, layers, endpoints, access, progress)
+            return pulling.run(known)
     except OSError as error:
         raise out_of_space(error, str(error.filename or content.root)) from error
 
 
-class _Pull:
-    def __init__(
-        self,
-        reference: Reference,
-        platform: Platform,
-        content: ContentStore,
-        images: ImageStore,
-        layers: LayerStore,
-        registries: Registries,
-        progress: Callable[[Progress], None] | None,
-    ) -> None:
-        self.reference = reference
-        self.platform = platform
-        self.content = content
-        self.images = images
-        self.layers = layers
-        self.endpoints = registries.endpoints(reference)
-        self.progress = progress or (lambda step: None)
+def all_tags(reference: Reference, registries: Registries, access: Access | None = None) -> list[str]:
+    """Every tag of ``reference``'s repository, as the first of its endpoints that can tells them.
 
-    def run(self) -> PullResult:
-        name = self.reference.familiar
-        clients = [RegistryClient(endpoint, name) for endpoint in self.endpoints]
+    Raises `ImageError` or one of its kinds: `ManifestUnknown` where there is no such repository.
+    """
+    from .client import RegistryClient
+    from .sources import failed
+
+    failures: list[tuple[object, ImageError]] = []
+    for endpoint in registries.endpoints(reference):
+        client = RegistryClient(endpoint, reference.familiar_repository, access=access)
         try:
-            resolved = resolve(self.reference, self.platform, self.content, clients)
+            return list(dict.fromkeys(client.tags()))
+        except ImageError as error:
+            failures.append((endpoint, error))
         finally:
-            for client in clients:
-                client.close()  # the workers open their own connections
-        self._say(self.reference.digest or str(self.reference.tag), f"Pulling from {self.reference.path}")
-        check_depth(self.layers.driver, len(resolved.config.rootfs.diff_ids))
-        keys = layer_keys(resolved.config.rootfs.diff_ids, chained=self.layers.chained)
-        fetched = self._fetch(resolved, keys)
-        newer = self._newer(resolved)
-        image = self._record(resolved, keys)
-        if newer or fetched:
-            if self.layers.chained and keys:
-                self.layers.complete(keys[-1])
-            self.layers.sync()
-            self.images.put(image)
-        return PullResult(image, newer)
-
-    def _newer(self, resolved: Resolved) -> bool:
-        """Whether the local record of the name, if there is one, stands for something else."""
-        by_digest = self.reference.digest is not None
-        name = self.reference.with_digest(resolved.manifest_digest) if by_digest else self.reference
-        before = self.images.record(name)
-        if before is None or before.manifest != resolved.manifest_digest:
-            return True
-        return resolved.digest != before.digest and not (by_digest and resolved.digest == before.manifest)
-
-    def _record(self, resolved: Resolved, keys: Sequence[str]) -> Image:
-        manifest, config = resolved.manifest, resolved.config
-        return Image(
-            reference=self.reference.canonical,
-            digest=resolved.digest,
-            manifest=resolved.manifest_digest,
-            id=manifest.config.digest,
-            platform=str(resolved.platform),
-            created=config.created or "",
-            config=config.config or {},
-            layers=[
-                ImageLayer(layer.digest, diff_id, layer.size, self.layers.unpacked(key), layer.media_type)
-                for layer, diff_id, key in zip(manifest.layers, config.rootfs.diff_ids, keys, strict=True)
-            ],
-        )
-
-    def _fetch(self, resolved: Resolved, keys: Sequence[str]) -> bool:
-        """Bring every blob and layer in; False if all were there."""
-        # Pairs that an earlier pull proved to belong together; for others the blob is unpacked to find out.
-        proven = {(layer.digest, layer.diff_id) for image in self.images.list() for layer in image.layers}
-        plan: dict[tuple[str, str], LayerFetch] = {}
-        stack: list[LayerFetch] = []
-        for layer, diff_id, key in zip(
-            resolved.manifest.layers, resolved.config.rootfs.diff_ids, keys, strict=True
-        ):
-            fetch = LayerFetch(layer, diff_id, key, self.content, self.layers, resolved.clients)
-            stack.append(fetch)
-            pair = (layer.digest, diff_id)
-            if pair in proven and fetch.needed_blob_is_there() and self.layers.find(key) is not None:
-                self._say(short(layer.digest), "Already exists")
-            elif pair not in plan:
-                self._say(short(layer.digest), "Pulling fs layer")
-                plan[pair] = fetch
-        todo = list(plan.values())
-        at_once = (os.cpu_count() or 1) + 1
-        for fetch in todo[at_once:]:
-            self._say(short(fetch.digest), "Waiting")
-        if self.layers.chained:
-            self._fetch_chained(todo, stack, at_once)
-        else:
-            self._work(todo, LayerFetch.ingest, at_once)
-        return bool(todo)
-
-    def _fetch_chained(self, todo: Sequence[LayerFetch], stack: Sequence[LayerFetch], at_once: int) -> None:
-        """A layer is made from its parent's native form: blobs side by side, then layers bottom to top."""
-        self._work(todo, LayerFetch.store, at_once)
-        parent = None
-        for fetch in stack:
-            if self.layers.find(fetch.key) is None:
-                fetch.parent = parent
-                self._work([fetch], LayerFetch.ingest, 1)
-            parent = self.layers.find(fetch.key)
-
-    def _work(
-        self, fetches: Sequence[LayerFetch], what: Callable[[LayerFetch, Report], None], at_once: int
-    ) -> None:
-        def reported(number: int, status: str, current: int, total: int) -> None:
-            self.progress(Progress(short(fetches[number].digest), status, current, total))
-
-        def finished(number: int) -> None:
-            if what is LayerFetch.ingest or self.layers.find(fetches[number].key) is not None:
-                self._say(short(fetches[number].digest), "Pull complete")
-
-        jobs = [Job(f"layer {short(fetch.digest)}", partial(what, fetch)) for fetch in fetches]
-        try:
-            run(jobs, at_once=at_once, reported=reported, finished=finished)
-        except BaseException:
-            # What the ended workers were writing.
-            self.content.sweep()
-            sweep_staging(self.layers)
-            raise
-
-    def _say(self, id: str, status: str) -> None:
-        self.progress(Progress(id, status))
+            client.close()
+    raise failed(f"the tags of {reference.familiar_repository}", failures)

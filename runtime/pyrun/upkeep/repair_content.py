@@ -10,13 +10,13 @@ from ..errors import DigestMismatch, ImageError, PyrunError, RegistryError
 from ..images import index
 from ..images.blob import LayerBlob, StoredBlob
 from ..images.client import RegistryClient
+from ..images.documents import stored_type
 from ..images.fetch import fetched
 from ..images.model import Index, parse_config, parse_manifest
 from ..images.platform import Platform
 from ..images.record import Image, ImageLayer
 from ..images.reference import Reference
 from ..images.registries import Registries
-from ..images.resolve import stored_type
 from ..images.sources import Sources
 
 if TYPE_CHECKING:
