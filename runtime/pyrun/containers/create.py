@@ -146,6 +146,7 @@ def create(
     else:
         hostname = os.uname().nodename if network == "host" else id[:12]
     argv = specs.command(config, arguments, options)
+    entrypoint = specs.entrypoint(config, options)
     variables = specs.environment(config, env, hostname, tty=options.tty)
     cwd = options.workdir or config.get("WorkingDir") or "/"
     if not cwd.startswith("/") or "\0" in cwd:
@@ -213,6 +214,7 @@ def create(
                 ],
                 "tmpfs": options.tmpfs,
                 "exposed_ports": sorted(config.get("ExposedPorts") or {}),
+                "entrypoint": entrypoint,
             },
         }
         made = Made(store, stage, record, spec, userns)

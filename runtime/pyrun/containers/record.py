@@ -18,7 +18,8 @@ class Container:
     status      "created", "running" or "exited"; ``exit_code`` counts once exited
     error       why a start failed, or what ended the container beside itself; "" otherwise
     options     the settings that inspect shows: tty, interactive, rm, network, userns, user, workdir,
-                env (list), mounts (list), tmpfs (list), hostname, read_only, exposed_ports (list)
+                env (list), mounts (list), tmpfs (list), hostname, read_only, exposed_ports (list), entrypoint
+                (list: the part of ``command`` that is it; older containers have none on record)
     """
 
     __slots__ = (

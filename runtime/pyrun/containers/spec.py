@@ -45,17 +45,20 @@ PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NAMESPACES = ("mount", "pid", "uts", "ipc", "cgroup")
 
 
+def entrypoint(image: dict[str, Any], options: ContainerOptions) -> list[str]:
+    """The argv's part that is ENTRYPOINT: --entrypoint, else the image's."""
+    if options.entrypoint is None:
+        return list(image.get("Entrypoint") or [])
+    return [options.entrypoint] if options.entrypoint else []
+
+
 def command(image: dict[str, Any], arguments: Sequence[str], options: ContainerOptions) -> list[str]:
     """The argv: ENTRYPOINT, then the arguments, or CMD where there are none. Raises `ContainerError`.
 
     --entrypoint replaces ENTRYPOINT and drops CMD.
     """
-    entrypoint = list(image.get("Entrypoint") or [])
-    default = list(image.get("Cmd") or [])
-    if options.entrypoint is not None:
-        entrypoint = [options.entrypoint] if options.entrypoint else []
-        default = []
-    argv = entrypoint + (list(arguments) or default)
+    default = list(image.get("Cmd") or []) if options.entrypoint is None else []
+    argv = entrypoint(image, options) + (list(arguments) or default)
     if not argv:
         raise ContainerError(
             "no command given, and the image has none",

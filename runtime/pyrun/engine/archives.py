@@ -7,9 +7,10 @@ from .containers import ContainerMethods
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ..containers.record import Container
+    from ..images.record import Image
     from ..storage.store import Store
     from .commit import Sink
     from .difference import Difference
@@ -91,6 +92,43 @@ class ArchiveMethods(ContainerMethods):
         from .commit import export
 
         return export(self, name, out)
+
+    def commit(
+        self,
+        name: str,
+        target: str | None = None,
+        *,
+        author: str = "",
+        message: str = "",
+        changes: Sequence[str] = (),
+        pause: bool = True,
+        squash: bool = False,
+        format: str = "oci",
+        timestamp: int | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> Image:
+        """Make an image of a container: its own image, a layer with what the container changed, and the settings
+        that `run` was given. What is mounted in it is left out. Returns the image's record.
+
+        target     the name to give; None: the image has none and is known by its ID
+        author, message  for the image's history
+        changes    Dockerfile instructions for its settings, such as 'CMD ["sh"]' (`pyrun.images.changes`)
+        pause      whether a running container stands still while it is read (`pyrun.containers.freeze`); without
+                   that the layer may mix states
+        squash     one layer with all files, and none of the container's image
+        format     of the manifest: "oci" or "docker"
+        timestamp  the image's time in seconds since the epoch; None: SOURCE_DATE_EPOCH of the environment, else the
+                   time of the newest change that is not in the future
+        say        called with what is being done, a line each
+
+        Nothing of the moment is in the image: an unchanged container gives the same one again. Without a change
+        there is no new layer. Raises as `diff`; `NotFound` where the container's image is gone, `InvalidReference`,
+        `UsageError`, `StorageError`, and then no image was made. The process must have one thread.
+        """
+        from .commit import Request, commit
+
+        request = Request(author, message, changes, pause, squash, format, timestamp, say)
+        return commit(self, name, target, request)
 
     def _store_of(self, container: Container) -> Store:
         """The store, opened with the driver that the container was made with."""
