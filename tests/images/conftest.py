@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,20 +50,30 @@ class Engine:
         return list(dict.fromkeys(step.status for step in self.steps if step.id == id))
 
     def partial(self) -> list[str]:
-        """Whatever is neither finished nor gone: ingest files, staging directories, temporary files."""
+        """Whatever is neither finished nor gone: ingest files, staging directories, temporary files. A download
+        that the next pull goes on with is not among them."""
         return [
             os.path.join(folder, name)
             for sub in ("ingest", "staging", "images", "content")
             for folder, _, names in os.walk(self.root / sub)
             for name in names
-            if sub in ("ingest", "staging") or name.startswith(".tmp")
+            if sub == "staging" or name.startswith(".tmp") or (sub == "ingest" and self.content.stale(name))
         ] + [str(path) for path in (self.root / "staging").glob("*")]
 
 
-@pytest.fixture
-def engine(tmp_path: Path, registry: Registry) -> Engine:
+@pytest.fixture(scope="session")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that was opened once: the trials of its driver need not be made for each test."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to mount overlays")
+    root = tmp_path_factory.mktemp("opened") / "store"
+    open_store(Env(str(root)), "", {})
+    return root
+
+
+@pytest.fixture
+def engine(tmp_path: Path, registry: Registry, opened: Path) -> Engine:
+    shutil.copytree(opened, tmp_path / "store", symlinks=True)
     return Engine(tmp_path / "store", registry.registries_conf(tmp_path / "registries.conf"))
 
 

@@ -31,6 +31,7 @@ def refused(engine: Engine, name: str, kind: type[PyrunError], says: str) -> Pyr
         engine.pull(name)
     assert engine.images.list() == []
     assert engine.partial() == []
+    assert not any(digest in caught.value.message for digest in engine.content.unfinished())
     for digest in engine.content.digests():
         assert sha256(engine.content.read(digest)) == digest
     return caught.value
