@@ -41,6 +41,8 @@ IMAGES = "List images"
 RMI = "Remove images"
 SAVE = "Write images to an archive"
 TAG = "Give an image another name"
+SEARCH = "Search registries for images"
+TAGS = "Show the tags that an image has in its registry"
 UNTAG = "Take names off an image, all of them where none is given; the image stays"
 HISTORY = "Show how an image was built"
 COMMIT = "Make an image of a container's files and settings"
@@ -86,7 +88,9 @@ CATALOG: dict[str, Entry | GroupEntry] = {
             "push": Entry("push:push", PUSH),
             "rm": Entry("rmi:rmi", RMI),
             "save": Entry("save:save", SAVE),
+            "search": Entry("search:search", SEARCH),
             "tag": Entry("tag:tag", TAG),
+            "tags": Entry("tags:tags", TAGS),
             "untag": Entry("untag:untag", UNTAG),
         },
     ),
@@ -123,6 +127,8 @@ CATALOG: dict[str, Entry | GroupEntry] = {
     "history": Entry("history:history", HISTORY),
     "layers": Entry("layers:layers", LAYERS),
     "inspect": Entry("inspect:inspect", "Show all that is known of images and containers"),
+    "login": Entry("login:login", "Log in to a registry", COMMON),
+    "logout": Entry("logout:logout", "Log out from a registry", COMMON),
     "plugins": Entry("plugins:plugins", "List plugins with their versions and hooks"),
     "rm": Entry("rm:rm", RM),
     "rmi": Entry("rmi:rmi", RMI),

@@ -66,6 +66,16 @@ def complete_any(ctx: click.Context) -> list[str]:
     return [*complete_container(ctx), *complete_image(ctx)]
 
 
+def complete_registry() -> list[str]:
+    """The registries that credentials are kept for."""
+    from ..images.login import known
+
+    try:
+        return known()
+    except Exception:
+        return []
+
+
 def complete_driver() -> list[str]:
     """The installed storage drivers, usable or not."""
     from ..storage.plugins import Plugins

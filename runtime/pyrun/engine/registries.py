@@ -6,17 +6,76 @@ from .containers import ContainerMethods
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ..images.access import Access
+    from ..images.login import Login, Logout
     from ..images.push import PushResult
     from ..images.record import Progress
     from ..images.reference import Reference
     from ..images.registries import Registries
+    from ..images.search import Found
 
 
 class RegistryMethods(ContainerMethods):
     """What `Engine` does with registries, pulling apart: credentials, pushing, searching."""
+
+    def login(
+        self,
+        server: str = "docker.io",
+        username: str = "",
+        password: str = "",
+        *,
+        access: Access | None = None,
+        compat_file: str | None = None,
+    ) -> Login:
+        """Try ``username`` and ``password`` at a registry, and keep them for `pull`, `push` and others, podman and
+        docker included; without a ``username`` try those that are kept already.
+
+        server       "host[:port]", or "host/namespace" for some of its repositories
+        access       certificates, and ``authfile``: the file to write. None: the helper that is configured for this
+                     registry, else the file that podman writes (``$REGISTRY_AUTH_FILE``,
+                     ``$XDG_RUNTIME_DIR/containers/auth.json``, ``/run/containers/UID/auth.json``)
+        compat_file  the file to write in docker's form, such as ``~/.docker/config.json``
+
+        The file gets mode 0600, is replaced whole or not at all, and keeps whatever else it holds. Nothing is kept
+        of what the registry refuses. Raises `Unauthorized`, `NotFound` (nothing is kept), `RegistryError`,
+        `InvalidReference`, `ConfigError` (a file or helper), `UsageError`.
+        """
+        from ..images.access import Access
+        from ..images.login import Server, login
+        from ..images.registries import Registries
+
+        return login(
+            Server.parse(server),
+            username,
+            password,
+            registries=Registries.load(),
+            access=access or Access(),
+            compat_file=compat_file,
+        )
+
+    def logout(
+        self, server: str = "docker.io", *, authfile: str | None = None, compat_file: str | None = None
+    ) -> Logout:
+        """Forget a registry's credentials where `login` would keep them. What other programs keep elsewhere stays, and
+        the result tells of it. Raises `InvalidReference`, `ConfigError`, `UsageError`."""
+        from ..images.login import Server, logout
+
+        return logout(Server.parse(server), authfile=authfile, compat_file=compat_file)
+
+    def logout_all(self, *, authfile: str | None = None, compat_file: str | None = None) -> list[str]:
+        """Forget all that is in the file where `login` keeps credentials, and in the helpers that it names; the
+        registries' names. Raises `ConfigError`."""
+        from ..images.login import logout_all
+
+        return logout_all(authfile=authfile, compat_file=compat_file)
+
+    def logged_in(self, server: str = "docker.io", *, authfile: str | None = None) -> str:
+        """The user name with which a registry is asked. Raises `NotFound`, `InvalidReference`, `ConfigError`."""
+        from ..images.login import Server, logged_in
+
+        return logged_in(Server.parse(server), authfile)
 
     def push(
         self,
@@ -98,6 +157,30 @@ class RegistryMethods(ContainerMethods):
             access=access,
             progress=progress,
         )
+
+    def search(
+        self,
+        term: str,
+        *,
+        limit: int = 25,
+        filters: Sequence[str] = (),
+        access: Access | None = None,
+    ) -> list[Found]:
+        """The repositories that ``term`` finds: see `pyrun.images.search.search`."""
+        from ..images.registries import Registries
+        from ..images.search import search
+
+        return search(term, limit=limit, filters=filters, registries=Registries.load(), access=access)
+
+    def tags(self, name: str, *, access: Access | None = None) -> tuple[str, list[str]]:
+        """(the repository as docker prints it, its tags in the registry's order). A tag or digest in ``name`` means
+        nothing here. Raises `ManifestUnknown`, `Unauthorized`, `RegistryError`."""
+        from ..images.registries import Registries
+        from ..images.search import list_tags
+
+        registries = Registries.load()
+        reference = registries.reference(name)
+        return reference.familiar_repository, list_tags(reference, registries=registries, access=access)
 
     def _named(self, text: str, registries: Registries) -> Reference:
         """The local name that ``text`` is, or is an alias of. Raises `NotFound`."""

@@ -75,6 +75,22 @@ class RegistryClient:
         Raises as `request`."""
         self._authorizer.header(self._scopes(scopes))
 
+    def verify(self, *, offline: bool = False) -> str:
+        """Make sure that the registry takes the credentials: it answers ``/v2/`` to them, or asks for none.
+
+        With ``offline`` an identity token is asked for beside; it is returned, "" where the registry gives none.
+        Raises `Unauthorized`, `RegistryError`.
+        """
+        url = self._transport.url("/v2/")
+        known = self._authorizer.header((), offline=offline)
+        response = self._sender.request("GET", url, {"Authorization": known} if known else {})
+        if response.status == 401:
+            raise self._denied(response.read(MAX_ERROR_BODY) or b"")
+        if response.status != 200:
+            raise self.failure(response, "question whether it is a registry (/v2/)")
+        response.discard()
+        return self._authorizer.identity_token
+
     def _scopes(self, more: Sequence[str]) -> tuple[str, ...]:
         return (self.scope, *more) if self.scope else tuple(more)
 
