@@ -133,7 +133,10 @@ CATALOG: dict[str, Entry | GroupEntry] = {
     "rm": Entry("rm:rm", RM),
     "rmi": Entry("rmi:rmi", RMI),
     "save": Entry("save:save", SAVE),
+    "search": Entry("search:search", SEARCH),
     "tag": Entry("tag:tag", TAG),
+    "tags": Entry("tags:tags", TAGS),
+    "untag": Entry("untag:untag", UNTAG),
     "which": Entry("which:which", WHICH),
 }
 
