@@ -17,6 +17,7 @@ from ..errors import Conflict, LayerError, NotFound, PyrunError, StorageError
 from ..storage import failpoints, leases, mend
 from ..storage.layers import LayerStore
 from ..storage.shelves import Shelves
+from . import tables
 from .layerstore import layer_keys
 from .local import ImageStore
 from .record import Image
@@ -54,12 +55,13 @@ class Collected:
 
 @dataclass(slots=True)
 class Needs:
-    """What must stay: keys by driver, and digests of blobs. ``unknown`` says why nothing may go: something that
-    names layers can't be read."""
+    """What must stay: keys by driver, digests of blobs, and by diff_id the tables of layers. ``unknown`` says why nothing
+    may go: something that names layers can't be read."""
 
     layers: dict[str, set[str]]
     blobs: set[str]
     unknown: str = ""
+    diff_ids: set[str] = field(default_factory=set)
 
 
 @contextmanager
@@ -116,6 +118,7 @@ def needs(
     if images.warnings:
         found.unknown = images.warnings[0]
     for image in records:
+        found.diff_ids.update(layer.diff_id for layer in image.layers)
         found.blobs.update((image.digest, image.manifest, image.id), (layer.digest for layer in image.layers))
         # Whether a driver's layers are chained is known only to the driver: both kinds of key are kept.
         keys = {*_keys(image, chained=False), *_keys(image, chained=True)}
@@ -178,6 +181,7 @@ def sweep(
             done.bytes += content.remove(digest)
             done.blobs.append(digest)
     content.sweep()
+    done.bytes += tables.sweep(images.root, live.diff_ids)
     failpoints.reach("gc.end")
     return done
 

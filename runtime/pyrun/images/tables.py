@@ -8,15 +8,17 @@ collection removes those of layers that no image has.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from ..errors import LayerError
-from ..layers.fold import table_of
 from ..layers.table import Table
-from .blob import StoredBlob
 from .content import ContentStore
 from .digest import is_digest
-from .record import ImageLayer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from .record import ImageLayer
 
 DIRECTORY = "tables"
 
@@ -62,6 +64,9 @@ class Tables:
 
     def made(self, layer: ImageLayer) -> Table:
         """The table, made from the layer's blob and kept if the disk lets it."""
+        from ..layers.fold import table_of
+        from .blob import StoredBlob
+
         with StoredBlob(self._content, layer).tar() as stream:
             table = table_of(stream)
         try:
@@ -98,6 +103,17 @@ def names(root: str) -> list[str]:
     except FileNotFoundError:
         return []
     return sorted(name for name in found if not name.startswith("."))
+
+
+def sizes(root: str) -> dict[str, int]:
+    """diff_id -> bytes of its table's file."""
+    found = {}
+    for name in names(root):
+        try:
+            found[name.replace("-", ":", 1)] = os.stat(os.path.join(root, DIRECTORY, name)).st_size
+        except OSError:
+            continue
+    return found
 
 
 def unneeded(root: str, diff_ids: Iterable[str]) -> list[str]:

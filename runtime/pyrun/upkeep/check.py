@@ -15,6 +15,7 @@ from .check_containers import check_containers
 from .check_content import check_blobs, check_images, check_index
 from .check_layers import LayerCheck
 from .check_store import check_store
+from .check_tables import check_tables
 from .problems import Checked, Problem
 from .rubbish import check_orphans, check_rubbish
 from .scene import Scene, in_words, origins
@@ -63,6 +64,7 @@ def _look(scene: Scene, deep: bool, say: Callable[[str], None]) -> Checked:
         done.problems += layers.all()
         done.problems += layers.missing(images)
         done.problems += problems
+        done.problems += check_tables(scene, images)
         done.counts = {
             "blobs": count,
             "layers": layers.count,

@@ -130,7 +130,7 @@ def _look(scene: Scene) -> Iterator[tuple[str, Problem]]:
 def _temporaries(scene: Scene) -> Iterator[str]:
     """``.tmp-<pid>-name`` and ``name.<pid>.tmp``, of processes that are gone."""
     root = scene.root
-    places = [root, f"{root}/images", f"{root}/content"]
+    places = [root, f"{root}/images", f"{root}/content", f"{root}/tables"]
     places += [f"{root}/containers/{id}" for id in scene.containers.ids()]
     places += [f"{root}/layers/{name}/.mended" for name in _listed(f"{root}/layers")]
     for place in places:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ..errors import PyrunError
-from ..images import gc
+from ..images import gc, tables
 from ..images.layerstore import layer_keys
 from ..images.reference import Reference
 from ..storage.changes import allocated
@@ -79,7 +79,8 @@ class LayerUsage:
 @dataclass(slots=True)
 class DiskUsage:
     """``blobs``: digest → bytes of every blob; ``in_use``: those that images with containers, or leases, need.
-    ``unfinished``: digest → bytes that are there of blobs whose download goes on, or was broken off."""
+    ``unfinished``: digest → bytes that are there of blobs whose download goes on, or was broken off.
+    ``tables``: diff_id → bytes of what `pyrun which` keeps of a layer; ``needed_tables``: of images with containers."""
 
     images: list[ImageUsage] = field(default_factory=list)
     containers: list[ContainerUsage] = field(default_factory=list)
@@ -88,6 +89,8 @@ class DiskUsage:
     blobs: dict[str, int] = field(default_factory=dict)
     in_use: set[str] = field(default_factory=set)
     unfinished: dict[str, int] = field(default_factory=dict)
+    tables: dict[str, int] = field(default_factory=dict)
+    needed_tables: set[str] = field(default_factory=set)
 
     def lines(self) -> list[Line]:
         ids = {image.id: image.containers for image in self.images}
@@ -117,6 +120,10 @@ class DiskUsage:
         if self.unfinished:
             size = sum(self.unfinished.values())
             lines.append(Line("Unfinished downloads", len(self.unfinished), 0, size, size))
+        if self.tables:
+            needed = [size for diff_id, size in self.tables.items() if diff_id in self.needed_tables]
+            size = sum(self.tables.values())
+            lines.append(Line("Layer tables", len(self.tables), len(needed), size, size - sum(needed)))
         by_driver: dict[str, Line] = {}
         for layer in self.layers:
             line = by_driver.setdefault(layer.driver, Line(f"Layers ({layer.driver})"))
@@ -148,12 +155,14 @@ def _look(scene: Scene, done: DiskUsage) -> None:
         except PyrunError:
             continue
     done.unfinished = content.unfinished()
+    done.tables = tables.sizes(scene.root)
     owners: dict[str, set[str]] = {}
     for image in every:
         for digest in named(image):
             owners.setdefault(digest, set()).add(image.id)
         if image.id in used:
             done.in_use |= named(image)
+            done.needed_tables |= {layer.diff_id for layer in image.layers}
     for image in images:
         done.images.append(_image(image, done, owners, containers))
     for container in containers:
