@@ -40,6 +40,7 @@ PUSH = "Upload an image to a registry"
 IMAGES = "List images"
 RMI = "Remove images"
 SAVE = "Write images to an archive"
+LOAD = "Load images from an archive"
 TAG = "Give an image another name"
 SEARCH = "Search registries for images"
 TAGS = "Show the tags that an image has in its registry"
@@ -82,6 +83,7 @@ CATALOG: dict[str, Entry | GroupEntry] = {
             "history": Entry("history:history", HISTORY),
             "inspect": Entry("inspect:inspect_image", "Show all that is known of images"),
             "layers": Entry("layers:layers", LAYERS),
+            "load": Entry("load:load", LOAD),
             "ls": Entry("images:images", IMAGES),
             "prune": Entry("image_prune:prune", "Remove unused images, and the layers that only they need"),
             "pull": Entry("pull:pull", PULL),
@@ -129,6 +131,7 @@ CATALOG: dict[str, Entry | GroupEntry] = {
     "inspect": Entry("inspect:inspect", "Show all that is known of images and containers"),
     "login": Entry("login:login", "Log in to a registry", COMMON),
     "logout": Entry("logout:logout", "Log out from a registry", COMMON),
+    "load": Entry("load:load", LOAD),
     "plugins": Entry("plugins:plugins", "List plugins with their versions and hooks"),
     "rm": Entry("rm:rm", RM),
     "rmi": Entry("rmi:rmi", RMI),

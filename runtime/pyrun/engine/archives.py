@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..errors import UsageError
+import os
+
+from ..errors import PyrunError, UsageError
 from .containers import ContainerMethods
 
 TYPE_CHECKING = False
@@ -10,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ..containers.record import Container
-    from ..images.record import Image
+    from ..images.load import Loaded
+    from ..images.record import Image, Progress
     from ..storage.store import Store
     from .commit import Sink
     from .difference import Difference
@@ -69,6 +72,44 @@ class ArchiveMethods(ContainerMethods):
                     target = stack.enter_context(outlet.tar_at(output))
                 save.save(images.content, wanted, target, format)
 
+    def load(
+        self,
+        source: str | int,
+        *,
+        platform: str | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> list[Loaded]:
+        """Load the images of an archive: of docker or podman (docker-archive), or an OCI layout; compressed as a
+        whole (gzip, bzip2, xz, zstd) or not.
+
+        source    the path of a file, or of a directory (an OCI layout, or skopeo's ``dir:``); or a descriptor that is
+                  read to its end. What can't be read at any place is kept in the store meanwhile, without a name
+        platform  "os/arch[/variant]" that every image has to suit; of an image for several the one that is taken
+                  (None: the host's)
+        progress  is told of the layers, in this process
+
+        A name that another image has moves; that one stays without. IDs, and of OCI archives digests, stay what they
+        were. All images are loaded, or none: whatever ends this early leaves no image, but perhaps whole layers,
+        which the garbage collector takes. Raises `ImageError` and its kinds (`DigestMismatch`, `PlatformUnavailable`,
+        `InvalidReference`) for what is no sound archive, `LayerError`, `UsageError` for what can't be read,
+        `StorageError`. The process must have one thread.
+        """
+        from ..images.assemble import assembling
+        from ..images.load import load
+        from ..images.spool import opened
+
+        store = self._open()
+        images = self._images()
+        with assembling(self.root), opened(self.root, source) as archive:
+            return load(
+                archive,
+                platform=platform,
+                content=images.content,
+                images=images,
+                layers=store.layers,
+                progress=progress,
+            )
+
     def diff(self, name: str, base: str | None = None) -> list[Difference]:
         """How the files of a container differ from those of its image, or how an image's topmost layer changes what
         lies below; with ``base``, the name of an image, how they differ from that one's. Sorted by path.
@@ -79,6 +120,7 @@ class ArchiveMethods(ContainerMethods):
         """
         from .difference import differences
 
+        self._enter_beside(name)
         return differences(self, name, base)
 
     def export(self, name: str, out: Sink) -> int:
@@ -91,6 +133,7 @@ class ArchiveMethods(ContainerMethods):
         """
         from .commit import export
 
+        self._enter_beside(name)
         return export(self, name, out)
 
     def commit(
@@ -127,8 +170,30 @@ class ArchiveMethods(ContainerMethods):
         """
         from .commit import Request, commit
 
+        self._enter_beside(name)
         request = Request(author, message, changes, pause, squash, format, timestamp, say)
         return commit(self, name, target, request)
+
+    def _enter_beside(self, name: str) -> None:
+        """As an ordinary user, enter the user namespace in which the container ``name`` runs, if it does: from this
+        process's own its files could not be reached."""
+        from ..sandbox import rootless
+
+        if not rootless.needed():
+            return
+        containers = self._containers()
+        try:
+            pidfd = containers.supervisor(containers.find(name))
+        except (PyrunError, OSError):
+            return  # what is wrong with the name is told later
+        if pidfd is None:
+            return
+        try:
+            rootless.join(pidfd)
+        except OSError:
+            pass  # it has just ended: then any namespace of this user does
+        finally:
+            os.close(pidfd)
 
     def _store_of(self, container: Container) -> Store:
         """The store, opened with the driver that the container was made with."""

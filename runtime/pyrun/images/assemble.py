@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..errors import ImageError, LayerError
+from ..errors import DigestMismatch, ImageError
+from ..layers import confined
 from ..storage.layers import check_depth
 from ..storage.locks import SharedLock
-from .blob import BOMB_FREE, BOMB_RATIO, StoredBlob
-from .codec import Buffer, decompressed
+from .blob import Plain, StoredBlob
+from .codec import Buffer
 from .compress import LAYER_TYPES, compression_of, compressor
 from .content import out_of_space
 from .digest import hasher, sha256, short
@@ -42,11 +43,13 @@ from .record import Image, ImageLayer
 from .workers import Job, Report, run
 
 if TYPE_CHECKING:
+    from ..layers.stream import ThreadedReader
     from .content import ContentStore
     from .layerstore import LayerStore
     from .local import ImageStore
     from .reference import Reference
 
+_READ = 256 << 10
 _HEAD = 512  # bytes that tell how a stream is compressed, and whether it is a tar
 
 
@@ -67,53 +70,79 @@ def add_layer(
     chunks: Iterable[Buffer],
     *,
     compression: str = "gzip",
+    diff_id: str = "",
     report: Callable[[int], None] | None = None,
 ) -> ImageLayer:
     """Store a layer whose digests are not known yet, in one pass; memory does not grow with its size.
 
-    chunks       a tar; one that is compressed with gzip or zstd is stored as it is. Each may be overwritten once the
-                 next is asked for
+    chunks       a tar; one that is compressed with gzip or zstd is stored as it is, one with bzip2 or xz anew. Each
+                 may be overwritten once the next is asked for
     compression  "gzip", "zstd" or "none", for a plain tar
+    diff_id      the digest that the plain tar must have, where that is known
     report       called now and then with the bytes taken so far
 
-    That it unpacks is found out by `store_image`. Raises `LayerError` for damaged compression, `StorageError`, and
-    what ``chunks`` raises; nothing is kept then. The caller is `assembling`.
+    That it unpacks is found out by `store_image`. Raises `LayerError` for damaged compression, `DigestMismatch`,
+    `StorageError`, and what ``chunks`` raises; nothing is kept then. The caller is `assembling`.
     """
+    source, found = _sniffed(chunks, report)
+    with Incoming(content) as incoming:
+        if found in ("gzip", "zstd"):
+            compression = found
+            unpacked, digits = _kept(source, incoming, compression)
+        elif found == "none":
+            unpacked, digits = _packed(source, incoming, compression)
+        else:
+            from .plain import plain_reader
+
+            with plain_reader(source, found, "the layer") as reader:
+                unpacked, digits = _packed(iter(lambda: reader.read(_READ), b""), incoming, compression)
+        if diff_id and digits != diff_id.partition(":")[2]:
+            raise DigestMismatch(
+                f"a layer's tar is sha256:{digits}, and the image's config names {diff_id}",
+                hint="The image is broken or was tampered with. Nothing of the layer was kept.",
+            )
+        digest = incoming.commit()
+        return ImageLayer(digest, f"sha256:{digits}", incoming.size, unpacked, LAYER_TYPES[compression])
+
+
+def _packed(chunks: Iterable[Buffer], incoming: Incoming, compression: str) -> tuple[int, str]:
+    """Compress a plain tar; its bytes, and the hex digits of its sha256."""
     state = hasher("sha256:")
     unpacked = 0
-    with Incoming(content) as incoming:
-        source, found = _sniffed(chunks, report)
-        if found == "none":
-            pack = compressor(compression)
-            for chunk in source:
-                state.update(chunk)
-                unpacked += len(chunk)
-                incoming.write(pack.compress(chunk))
-            incoming.write(pack.flush())
-        else:
-            compression = found
-
-            def kept() -> Iterator[Buffer]:
-                for chunk in source:
-                    incoming.write(chunk)
-                    yield chunk
-
-            for piece in decompressed(kept(), LAYER_TYPES[compression]):
-                state.update(piece)
-                unpacked += len(piece)
-                if unpacked > BOMB_FREE and unpacked > BOMB_RATIO * incoming.size:
-                    raise LayerError(
-                        f"the layer expands more than {BOMB_RATIO} times",
-                        hint="That is a decompression bomb, not a layer.",
-                    )
-        digest = incoming.commit()
-        return ImageLayer(
-            digest, f"sha256:{state.hexdigest()}", incoming.size, unpacked, LAYER_TYPES[compression]
-        )
+    pack = compressor(compression)
+    for chunk in chunks:
+        state.update(chunk)
+        unpacked += len(chunk)
+        incoming.write(pack.compress(chunk))
+    incoming.write(pack.flush())
+    return unpacked, state.hexdigest()
 
 
-def _sniffed(chunks: Iterable[Buffer], report: Callable[[int], None] | None) -> tuple[Iterator[Buffer], str]:
-    """The same bytes, and how they are compressed: "gzip", "zstd", else "none"."""
+def _kept(chunks: Iterable[Buffer], incoming: Incoming, compression: str) -> tuple[int, str]:
+    """Store a compressed tar as it is; the bytes of the plain one, and the hex digits of its sha256. A stranger may
+    have compressed it: it is looked into in a confined process."""
+    plain = Plain("sha256:the-layer", "sha256:", LAYER_TYPES[compression])
+
+    def kept() -> Iterator[Buffer]:
+        for chunk in chunks:
+            incoming.write(chunk)
+            yield chunk
+
+    def drained(stream: ThreadedReader, root: int) -> dict[str, Any]:
+        stream.drain()
+        return plain.told()
+
+    found = confined.run(kept(), plain.stream, drained)
+    try:
+        return int(found["unpacked"]), str(found["hash"])
+    except (KeyError, TypeError, ValueError):
+        raise confined.senseless() from None
+
+
+def _sniffed(
+    chunks: Iterable[Buffer], report: Callable[[int], None] | None
+) -> tuple[Generator[Buffer, None, None], str]:
+    """The same bytes, and how they are compressed, as `compression_of` tells."""
     source = iter(chunks)
     head = b""
     for chunk in source:
@@ -121,7 +150,7 @@ def _sniffed(chunks: Iterable[Buffer], report: Callable[[int], None] | None) -> 
         if len(head) >= _HEAD:
             break
 
-    def all_of_it() -> Iterator[Buffer]:
+    def all_of_it() -> Generator[Buffer, None, None]:
         taken = len(head)
         if head:
             yield head
@@ -131,8 +160,7 @@ def _sniffed(chunks: Iterable[Buffer], report: Callable[[int], None] | None) -> 
                 report(taken)
             yield chunk
 
-    found = compression_of(head)
-    return all_of_it(), found if found in LAYER_TYPES else "none"
+    return all_of_it(), compression_of(head)
 
 
 def store_image(
@@ -260,13 +288,13 @@ def unpack(
             for layer, key in zip(stack, keys, strict=True):
                 if layers.find(key) is None:
                     work = partial(_ingest, content, layers, layer, parent=parent, inner=key != keys[-1])
-                    _work([(layer, work)], content, layers, reported)
+                    work_on([(layer, work)], content, layers, reported)
                 parent = layers.find(key)
             if keys:
                 layers.complete(keys[-1])
         return
     wanted = {layer.diff_id: layer for stack in stacks for layer in stack}
-    _work(
+    work_on(
         [
             (layer, partial(_ingest, content, layers, layer))
             for layer in wanted.values()
@@ -290,7 +318,7 @@ def _ingest(
     layers.ingest(StoredBlob(content, layer, report=report), parent, inner=inner)  # type: ignore[arg-type]
 
 
-def _work(
+def work_on(
     todo: Sequence[tuple[ImageLayer, Callable[[Report], None]]],
     content: ContentStore,
     layers: LayerStore,

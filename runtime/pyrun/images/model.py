@@ -251,7 +251,15 @@ def _check_digest(digest: str, what: str) -> None:
 
 
 def _json(data: bytes, what: str) -> dict[str, Any]:
-    """One JSON object, strictly: UTF-8, no duplicate keys, no NaN, bounded in size and depth."""
+    """One JSON object, as `strict_json` reads it."""
+    document = strict_json(data, what)
+    if not isinstance(document, dict):
+        raise ImageError(f"{what} is not a JSON object")
+    return document
+
+
+def strict_json(data: bytes, what: str) -> Any:
+    """JSON, strictly: UTF-8, no duplicate keys, no NaN, bounded in size and depth. Raises `ImageError`."""
     if len(data) > MAX_DOCUMENT:
         raise ImageError(f"{what} is larger than {MAX_DOCUMENT >> 20} MiB")
     try:
@@ -259,8 +267,6 @@ def _json(data: bytes, what: str) -> dict[str, Any]:
         _check_depth(document)
     except (ValueError, RecursionError) as error:
         raise ImageError(f"{what} is not acceptable JSON: {printable(str(error), 300)}") from error
-    if not isinstance(document, dict):
-        raise ImageError(f"{what} is not a JSON object")
     return document
 
 
