@@ -173,7 +173,7 @@ class RegistryMethods(ContainerMethods):
         return search(term, limit=limit, filters=filters, registries=Registries.load(), access=access)
 
     def tags(self, name: str, *, access: Access | None = None) -> tuple[str, list[str]]:
-        """(the repository as docker prints it, its tags in the registry's order). A tag or digest in ``name`` means
+        """(the repository as docker prints it, its tags, sorted). A tag or digest in ``name`` means
         nothing here. Raises `ManifestUnknown`, `Unauthorized`, `RegistryError`."""
         from ..images.registries import Registries
         from ..images.search import list_tags

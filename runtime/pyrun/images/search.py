@@ -115,13 +115,13 @@ def search(
 
 
 def list_tags(reference: Reference, *, registries: Registries, access: Access | None = None) -> list[str]:
-    """The tags of ``reference``'s repository, in the order of the first of its registries that answers. Raises
+    """The tags of ``reference``'s repository, sorted, as the first of its registries that answers has them. Raises
     `ManifestUnknown`, `Unauthorized`, `RegistryError`."""
     failures: list[tuple[object, ImageError]] = []
     for endpoint in registries.endpoints(reference):
         client = RegistryClient(endpoint, reference.familiar_repository, access=access)
         try:
-            return client.tags()
+            return sorted(client.tags())
         except ImageError as error:
             failures.append((endpoint, error))
         finally:
