@@ -89,6 +89,8 @@ def hidden(env: Env, options: Mapping[str, Any], route: int) -> str:
 
 def make_layer(path: str, changes: list[Change] | None = None) -> None:
     """A layer in the new directory ``path``: of ``changes`` alone, or of the files that a trial uses."""
+    from pyrun.layers.erofs import index
+
     from .erofs import make
 
     os.mkdir(path, 0o700)
@@ -105,7 +107,11 @@ def make_layer(path: str, changes: list[Change] | None = None) -> None:
         os.close(fd)
     tar.seek(0)
     # Of two file systems with one UUID, overlayfs would not index files.
-    make(tar, path, os.path.basename(path).encode())
+    dest = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        make(index, tar, dest, os.path.basename(path).encode())
+    finally:
+        os.close(dest)
 
 
 def _backing(layer: str, options: Mapping[str, Any]) -> dict[str, Any] | Verdict:

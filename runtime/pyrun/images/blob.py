@@ -2,20 +2,25 @@
 
 `StoredBlob`, and `pyrun.images.download.RegistryBlob`, are the `pyrun.storage.contract.Blob` that a storage driver is
 handed. The compressed bytes are hashed as they come and kept in the content store only when size and digest hold; the
-uncompressed ones are hashed for the diff_id. A thread does that work, so that unpacking overlaps with it.
+uncompressed ones are made, hashed for the diff_id and unpacked in a confined child process (`pyrun.layers.confined`),
+where a thread decompresses, so that all of it overlaps.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import TYPE_CHECKING, BinaryIO, cast
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ..errors import DigestMismatch, ImageError, LayerError, StorageError
+from ..layers import confined, confinement
+from ..layers.answer import checked, packed
+from ..layers.stream import ThreadedReader
+from ..layers.unpack import unpack
 from .codec import Buffer, decompressed
 from .content import ContentStore, mismatch
 from .digest import hasher, short
-from .stream import ThreadedReader
 
 if TYPE_CHECKING:
     from ..layers.unpack import Unpacked
@@ -64,28 +69,26 @@ class LayerBlob:
         ``read(n)`` may return fewer bytes. A read raises `DigestMismatch`, `RegistryError`, `LayerError` or
         `StorageError`. Close it if it is not read to its end.
         """
-        return cast(BinaryIO, self._open())
+        self._begin()
+        plain = Plain(self.digest, self.diff_id, self.media_type)
+        return cast(BinaryIO, confined.Reader(self._compressed(), plain.stream, plain.told, self._settle))
 
     def unpack(self, dirfd: int, whiteouts: Whiteouts) -> Unpacked:
         """Extract into ``dirfd`` by `pyrun.layers.unpack`, and verify to the end of the blob."""
-        from ..layers.unpack import unpack
-
         mapped = _mapped_ids()
-        with self._open() as stream:
-            try:
-                done = unpack(
-                    cast(BinaryIO, stream),
-                    dirfd,
-                    whiteouts,
-                    devices=os.geteuid() == 0 and mapped >= 0xFFFFFFFF,
-                    single_uid=mapped == 1,
-                )
-            except LayerError:
-                # Bytes that were tampered with make a bad tar: say that, which is the cause.
-                stream.discard()
-                raise
-            stream.drain()
-        return done
+        root = os.geteuid() == 0 and mapped >= 0xFFFFFFFF
+
+        def work(stream: BinaryIO, inside: int) -> Unpacked:
+            return unpack(stream, inside, whiteouts, devices=root, single_uid=mapped == 1)
+
+        return self.confined(dirfd, work, confinement.UNPACKING_AS_ROOT if root else confinement.UNPACKING)
+
+    def confined(
+        self, dirfd: int, work: Callable[[BinaryIO, int], Unpacked], keep: Sequence[str] = ()
+    ) -> Unpacked:
+        """``work(tar stream, directory)`` in a confined child process: see `pyrun.layers.confined`."""
+        found = self._inside(lambda stream, root: packed(work(cast(BinaryIO, stream), root)), dirfd, keep)
+        return checked(found)
 
     def range(self, offset: int, count: int) -> bytes:
         """``count`` bytes of the compressed blob, not verified; from the content store."""
@@ -94,56 +97,45 @@ class LayerBlob:
 
     def verify(self) -> None:
         """Read to the end for the checks alone (and, from a registry, to store the compressed blob)."""
-        with self._open() as stream:
-            stream.drain()
+        self._inside(lambda stream, root: stream.drain(), None, ())
 
-    def _open(self) -> ThreadedReader:
+    def _begin(self) -> None:
         if self._begun:
-            raise StorageError(f"layer {short(self.digest)} was read twice: tar or unpack may be called once")
+            raise StorageError(
+                f"layer {short(self.digest)} was read twice: tar, unpack or confined may be called once"
+            )
         self._begun = True
-        return ThreadedReader(self._stream)
 
     def _compressed(self) -> Generator[Buffer, None, None]:
         """The blob's bytes; its end means that size and digest hold."""
         raise NotImplementedError
 
-    def _stream(self, discarding: Callable[[], bool]) -> Generator[bytes, None, None]:
-        state = hasher(self.diff_id)
-        compressed = 0
+    def _inside(
+        self, work: Callable[[ThreadedReader, int], Any], dirfd: int | None, keep: Sequence[str]
+    ) -> Any:
+        """One pass: ``work`` on the tar, in a confined child."""
+        self._begin()
+        plain = Plain(self.digest, self.diff_id, self.media_type)
 
-        def counted(chunks: Iterator[Buffer]) -> Iterator[Buffer]:
-            nonlocal compressed
-            for chunk in chunks:
-                compressed += len(chunk)
-                yield chunk
+        def all_of_it(stream: ThreadedReader, root: int) -> Any:
+            value = work(stream, root)
+            stream.drain()
+            return {"value": value, **plain.told()}
 
-        source = self._compressed()
+        with closing(self._compressed()) as source:
+            found = confined.run(source, plain.stream, all_of_it, dirfd=dirfd, keep=keep)
+        self._settle(found)
+        return found["value"]
+
+    def _settle(self, found: Any) -> None:
+        """Take what the confined child found out about the tar."""
         try:
-            try:
-                for piece in decompressed(counted(source), self.media_type):
-                    self.unpacked += len(piece)
-                    if self.unpacked > BOMB_FREE and self.unpacked > BOMB_RATIO * compressed:
-                        raise LayerError(
-                            f"layer {short(self.digest)} expands more than {BOMB_RATIO} times",
-                            hint="That is a decompression bomb, not a layer.",
-                        )
-                    state.update(piece)
-                    yield piece
-                    if discarding():
-                        break
-                else:
-                    self._check_diff_id(state.hexdigest())
-                    self.verified = True
-                    return
-                for _ in source:
-                    pass
-            except LayerError:
-                # A damaged download is the better explanation, if it is one: the source raises at its end.
-                for _ in source:
-                    pass
-                raise
-        finally:
-            source.close()
+            count, digits = int(found["unpacked"]), str(found["hash"])
+        except (KeyError, TypeError, ValueError):
+            raise confined.senseless() from None
+        self.unpacked = count
+        self._check_diff_id(digits)
+        self.verified = True
 
     def _check_diff_id(self, digits: str) -> None:
         if digits != self.diff_id.partition(":")[2]:
@@ -153,6 +145,38 @@ class LayerBlob:
                 f" and the image config names {self.diff_id}",
                 hint="The image is broken or was tampered with. Nothing of the layer was kept.",
             )
+
+
+class Plain:
+    """The uncompressed stream of a blob, counted and hashed, where it is made: in the confined child."""
+
+    def __init__(self, digest: str, diff_id: str, media_type: str) -> None:
+        self._digest = digest
+        self._media_type = media_type
+        self._count = 0
+        self._state = hasher(diff_id)
+
+    def stream(self, chunks: Iterator[Buffer]) -> Generator[bytes, None, None]:
+        compressed = 0
+
+        def counted() -> Iterator[Buffer]:
+            nonlocal compressed
+            for chunk in chunks:
+                compressed += len(chunk)
+                yield chunk
+
+        for piece in decompressed(counted(), self._media_type):
+            self._count += len(piece)
+            if self._count > BOMB_FREE and self._count > BOMB_RATIO * compressed:
+                raise LayerError(
+                    f"layer {short(self._digest)} expands more than {BOMB_RATIO} times",
+                    hint="That is a decompression bomb, not a layer.",
+                )
+            self._state.update(piece)
+            yield piece
+
+    def told(self) -> dict[str, Any]:
+        return {"unpacked": self._count, "hash": self._state.hexdigest()}
 
 
 class StoredBlob(LayerBlob):

@@ -6,12 +6,23 @@ first would drop most of the layer without a word.
 
 from __future__ import annotations
 
+import bz2
+import lzma
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
+from isal import igzip_lib
+
 from ..errors import LayerError
 
+# Imported here, not at first use: in the confined process that decompresses there are no modules to import.
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+XZ_MEMORY = 256 << 20  # bytes that an xz stream may ask for; xz -9 needs 65 MiB
 MAX_PIECE = 1 << 20  # bytes of output a call, whatever the input expands to
 _GZIP = b"\x1f\x8b\x08"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -57,6 +68,11 @@ def decompressed(chunks: Iterable[Buffer], media_type: str) -> Iterator[bytes]:
         raise LayerError("the layer is neither gzip, zstd nor tar")
 
 
+def expanded(chunks: Iterable[Buffer], format: str) -> Iterator[bytes]:
+    """The plain stream of ``chunks`` in the format "gzip", "zstd", "bzip2" or "xz"; otherwise as `decompressed`."""
+    yield from _members(b"", iter(chunks), format)
+
+
 def _pieces(chunk: Buffer) -> Iterator[bytes]:
     for at in range(0, len(chunk), MAX_PIECE):
         yield bytes(chunk[at : at + MAX_PIECE])
@@ -65,14 +81,11 @@ def _pieces(chunk: Buffer) -> Iterator[bytes]:
 def _decoder(format: str) -> tuple[Any, Any]:
     """(the exception it raises, a fresh decompressor)"""
     if format == "gzip":
-        from isal import igzip_lib
-
         return igzip_lib.IsalError, igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-
+    if format == "bzip2":
+        return OSError, bz2.BZ2Decompressor()
+    if format == "xz":
+        return lzma.LZMAError, lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
     return zstd.ZstdError, zstd.ZstdDecompressor()
 
 

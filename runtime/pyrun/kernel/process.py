@@ -147,6 +147,11 @@ def cloexec_from(first: int) -> None:
     syscall("close_range", first, 0xFFFFFFFF, CLOSE_RANGE_CLOEXEC)
 
 
+def close_from(first: int) -> None:
+    """Close every fd from ``first`` on, whoever opened it."""
+    syscall("close_range", first, 0xFFFFFFFF, 0)
+
+
 def sethostname(name: str) -> None:
     raw = os.fsencode(name)
     function("sethostname", raw, len(raw))

@@ -87,8 +87,8 @@ def unpack(
     that has some is refused in those words. ``single_uid`` says that the namespace has one ID, and files of
     others are to keep it.
 
-    The process's umask is 0 for the duration: call it from a worker process, or where no other thread
-    creates files.
+    The process's umask is 0 for the duration, and its working directory may be another: call it from a worker
+    process, or where no other thread creates files.
 
     Raises `LayerError`, naming the entry, for a malformed, hostile or oversized layer and where the file
     system refuses; what ``stream.read`` raises passes through. Not atomic: after an error the caller throws
@@ -107,7 +107,7 @@ def unpack(
         raise unpacker.failed(error) from error
     finally:
         os.umask(umask)
-        unpacker.dirs.close()
+        unpacker.close()
 
 
 class _Unpacker:
@@ -131,6 +131,7 @@ class _Unpacker:
         self.memory = limits.memory
         self.used = 0  # bytes of files and directories so far
         self.look_at = 0  # value of `used` at which to look at the free space again
+        self.here = -1  # the working directory that the process had, once it has another
         st = os.fstat(root)
         # New files belong to whoever creates them, but for a setgid directory and the bsdgroups mount option.
         self.owner = (os.geteuid(), os.getegid())
@@ -297,11 +298,24 @@ class _Unpacker:
         if (entry.uid, entry.gid) != self.owner:
             self.chown(entry.base, entry.uid, entry.gid, dirfd)
         if entry.xattrs:
-            # There is no fsetxattr for an O_PATH fd, and setxattrat(2) is of Linux 6.13.
-            self.set_xattrs(b"/proc/self/fd/%d/%s" % (dirfd, entry.base), entry.xattrs)
+            # There is no fsetxattr for an O_PATH fd, setxattrat(2) is of Linux 6.13, and a confined process has no
+            # /proc. The name is one component, and not followed.
+            self.work_in(dirfd)
+            self.set_xattrs(entry.base, entry.xattrs)
         os.utime(entry.base, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=dirfd, follow_symlinks=False)
 
     # --- parts
+
+    def work_in(self, dirfd: int) -> None:
+        if self.here < 0:
+            self.here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        os.fchdir(dirfd)
+
+    def close(self) -> None:
+        self.dirs.close()
+        if self.here >= 0:
+            os.fchdir(self.here)
+            os.close(self.here)
 
     def clear(self, parent: bytes, dirfd: int, base: bytes) -> None:
         """Remove what is called ``base``, directory or not, for a later entry takes its name."""

@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any, BinaryIO, ClassVar, Literal, Protocol
 
     from ..layers.unpack import Unpacked
@@ -31,8 +31,11 @@ if TYPE_CHECKING:
     class Blob(Protocol):
         """A layer's content as the registry names it, perhaps **not downloaded yet**.
 
-        One pass: of ``tar`` and ``unpack`` one may be called, once. A lazy driver calls neither; ``range``
-        may be called any number of times.
+        One pass: of ``tar``, ``unpack`` and ``confined`` one may be called, once. A lazy driver calls none of them;
+        ``range`` may be called any number of times.
+
+        What a registry sent is decompressed, and by ``unpack`` and ``confined`` also read, in a confined child
+        process (`pyrun.layers.confined`).
         """
 
         digest: str  # of the compressed bytes, "sha256:<hex>"
@@ -53,6 +56,15 @@ if TYPE_CHECKING:
             ``user.overlay.opaque`` instead; "aufs" writes the tar's own ``.wh.`` names; "apply" deletes what
             the whiteouts name (for chained drivers, whose ``dirfd`` starts as a copy of the parent).
             """
+
+        def confined(
+            self, dirfd: int, work: Callable[[BinaryIO, int], Unpacked], keep: Sequence[str] = ()
+        ) -> Unpacked:
+            """For a driver that keeps a layer in a form of its own: ``work(tar stream, directory)`` in a confined
+            child, to EOF; what it returns comes back. ``directory`` is another fd of ``dirfd``, which is the child's
+            root and all that it can reach: ``work`` opens by ``dir_fd``, and imports nothing that is not imported
+            already. It has the capabilities that ``keep`` names (`pyrun.layers.confinement`), and can't start
+            processes or threads."""
 
         def range(self, offset: int, count: int) -> bytes:
             """``count`` bytes of the *compressed* blob from ``offset``, fetched with the registry's

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from ..errors import DigestMismatch, StorageError
@@ -14,6 +14,9 @@ from ..errors import DigestMismatch, StorageError
 if TYPE_CHECKING:
     from ..layers.unpack import Unpacked
     from .contract import Whiteouts
+
+
+_CHUNK = 256 << 10
 
 
 class TarBlob:
@@ -55,12 +58,33 @@ class TarBlob:
         return cast(BinaryIO, _Verified(self, self._open()))
 
     def unpack(self, dirfd: int, whiteouts: Whiteouts) -> Unpacked:
+        from ..layers import confinement
         from ..layers.unpack import unpack
 
         with open("/proc/self/uid_map") as file:
             mapped = sum(int(line.split()[2]) for line in file)
+        root = mapped >= 0xFFFFFFFF
+
+        def work(stream: BinaryIO, inside: int) -> Unpacked:
+            return unpack(stream, inside, whiteouts, devices=root, single_uid=mapped == 1)
+
+        return self.confined(dirfd, work, confinement.UNPACKING_AS_ROOT if root else confinement.UNPACKING)
+
+    def confined(
+        self, dirfd: int, work: Callable[[BinaryIO, int], Unpacked], keep: Sequence[str] = ()
+    ) -> Unpacked:
+        from ..layers import confined
+        from ..layers.answer import checked, packed
+
         with self.tar() as stream:
-            return unpack(stream, dirfd, whiteouts, devices=mapped >= 0xFFFFFFFF, single_uid=mapped == 1)
+            found = confined.run(
+                iter(lambda: stream.read(_CHUNK), b""),
+                lambda chunks: (bytes(chunk) for chunk in chunks),
+                lambda inside, root: packed(work(cast(BinaryIO, inside), root)),
+                dirfd=dirfd,
+                keep=keep,
+            )
+        return checked(found)
 
     def range(self, offset: int, count: int) -> bytes:
         with self._open() as file:
