@@ -19,11 +19,12 @@ from ..sandbox.box import Box
 from ..storage import failpoints, records
 from ..storage.contract import Layer
 from ..storage.events import StorageEvent
+from ..storage.layers import SETTLED
 from . import spec as specs
 from . import users
 from .store import KILLED, Containers, new_state, start_time
 from .streams import Pipes
-from .supervise import ServerDied, Signals, supervise
+from .supervise import Errand, ServerDied, Signals, supervise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -125,7 +126,15 @@ def _run(
             # Else it is held to the end: a server that ends now was not told to by the end of its mount.
             if pipes:
                 pipes.close_theirs()
-            ended = supervise(box, pipes, master, signals, interactive=options.interactive, server=server)
+            ended = supervise(
+                box,
+                pipes,
+                master,
+                signals,
+                interactive=options.interactive,
+                server=server,
+                errand=_sync_later(made),
+            )
             if server >= 0:
                 # A container that ended because its server had died may be noticed first.
                 os.close(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=rootfs))
@@ -142,6 +151,21 @@ def _run(
             for fd in (rootfs, master, server):
                 if fd >= 0:
                     os.close(fd)
+
+
+def _sync_later(made: Made) -> Errand | None:
+    """Have layers put on disk that were pulled just now; None where there are none."""
+    layers = made.store.layers
+    if not layers.unsynced():
+        return None
+
+    def sync() -> None:
+        try:
+            layers.sync(older=SETTLED)
+        except OSError:
+            pass  # the markers stay, which is all that is lost
+
+    return Errand(SETTLED + 1, sync)
 
 
 class _Unserved(ContainerError):

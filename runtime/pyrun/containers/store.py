@@ -163,6 +163,13 @@ class Containers:
         state = self._state(id)
         return self._process(state, state["pid"], state["pid_start"])
 
+    def supervisor(self, id: str) -> int | None:
+        """As `process`, of the pyrun that runs ``id``."""
+        state = self._state(id)
+        if state["status"] != "running":
+            return None
+        return self._process(state, state["supervisor"], state["supervisor_start"])
+
     def rootfs(self, id: str) -> tuple[int, int] | None:
         """Device and inode of the root directory that ``id`` was last started with; None before its first start."""
         found = self._state(id).get("rootfs")

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import termios
+import time
 
 from ..sandbox import console
 from .streams import Pipes, Pump
@@ -160,12 +161,39 @@ class StopDraining(BaseException):
     """Nobody waits for the rest of the output."""
 
 
+class Errand:
+    """What the supervisor sees to once the container has run for ``after`` seconds: ``work`` runs in a thread of its
+    own, for it may wait for the disk."""
+
+    def __init__(self, after: float, work: Callable[[], None]) -> None:
+        self._due = time.monotonic() + after
+        self._work: Callable[[], None] | None = work
+
+    def left(self) -> int | None:
+        """Milliseconds until it is due; None once it was run."""
+        return max(0, int(1000 * (self._due - time.monotonic()))) if self._work else None
+
+    def run_if_due(self) -> None:
+        if self._work and time.monotonic() >= self._due:
+            import threading
+
+            threading.Thread(target=self._work, daemon=True).start()
+            self._work = None
+
+
 class ServerDied(Exception):
     """The process that serves the container's root file system ended before the container did."""
 
 
 def supervise(
-    box: Box, pipes: Pipes | None, master: int, signals: Signals, *, interactive: bool, server: int = -1
+    box: Box,
+    pipes: Pipes | None,
+    master: int,
+    signals: Signals,
+    *,
+    interactive: bool,
+    server: int = -1,
+    errand: Errand | None = None,
 ) -> tuple[int, str]:
     """Serve the container until its first process ends and all its output is passed on.
 
@@ -175,7 +203,8 @@ def supervise(
     Returns its exit code, and why some of its output could not be written, or "".
     """
     if master >= 0:
-        return _serve_terminal(box, master, signals, interactive=interactive, server=server), ""
+        code = _serve_terminal(box, master, signals, interactive=interactive, server=server, errand=errand)
+        return code, ""
     assert pipes is not None
     ours, pipes.ours = pipes.ours, []
     for fd in ours:
@@ -187,7 +216,7 @@ def supervise(
         pumps.append(Pump(0, ours[0], own_target=True))
     signals.serve(box, -1, None)
     try:
-        code = _serve(box, pumps, outputs, signals, server=server)
+        code = _serve(box, pumps, outputs, signals, server=server, errand=errand)
     finally:
         for pump in pumps:
             if not pump.done:
@@ -202,7 +231,9 @@ def supervise(
     )
 
 
-def _serve_terminal(box: Box, master: int, signals: Signals, *, interactive: bool, server: int) -> int:
+def _serve_terminal(
+    box: Box, master: int, signals: Signals, *, interactive: bool, server: int, errand: Errand | None
+) -> int:
     os.set_blocking(master, False)
     # With an end of the engine's own, the terminal lives on when the program closes its ends for a while.
     held = console.open_peer(master)
@@ -212,17 +243,23 @@ def _serve_terminal(box: Box, master: int, signals: Signals, *, interactive: boo
     try:
         if not interactive:
             signals.serve(box, master, None)
-            return _serve(box, pumps, outputs, signals, held, server)
+            return _serve(box, pumps, outputs, signals, held, server, errand)
         pumps.append(Pump(0, master))
         with RawTerminal(0) as raw:
             signals.serve(box, master, raw)
-            return _serve(box, pumps, outputs, signals, held, server)
+            return _serve(box, pumps, outputs, signals, held, server, errand)
     finally:
         signals.raw = None
 
 
 def _serve(
-    box: Box, pumps: list[Pump], outputs: list[Pump], signals: Signals, held: int = -1, server: int = -1
+    box: Box,
+    pumps: list[Pump],
+    outputs: list[Pump],
+    signals: Signals,
+    held: int = -1,
+    server: int = -1,
+    errand: Errand | None = None,
 ) -> int:
     """``held`` is closed when the first process has ended."""
     died = False
@@ -241,7 +278,9 @@ def _serve(
                     waiting.setdefault(fd, []).append(pump)
             for fd, event in events.items():
                 poll.register(fd, event)
-            ready = poll.poll()
+            ready = poll.poll(errand.left() if errand else None)
+            if errand:
+                errand.run_if_due()
             for fd, _ in ready:
                 for pump in waiting.get(fd, ()):
                     pump.turn()

@@ -3,7 +3,8 @@
 ``layers/<driver>/<hex>/`` holds what the driver made, plus the engine's ``meta.json`` and, where the layer
 needs mending in a stack, ``notes.json`` (see `pyrun.storage.mend`). It appears by one rename. Until its file
 system was synced, a marker in ``layers/<driver>/.unsynced/`` names the boot it was made in: after a power cut
-such a layer is thrown away and made again from its blob.
+such a layer is thrown away and made again from its blob. A pull does not wait for the disk: a later pull syncs, or a
+container that runs long enough, once the kernel has written all of it anyway (`SETTLED`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from ..layers.unpack import Unpacked
     from .contract import Blob, Driver
     from .guard import Guarded
+
+
+# Seconds after which the kernel has written what was new (Documentation/admin-guide/sysctl/vm.rst: what is older than
+# dirty_expire_centisecs, 30 s, goes out every dirty_writeback_centisecs, 5 s).
+SETTLED = 45.0
 
 
 def boot_id() -> str:
@@ -214,18 +220,40 @@ class LayerStore:
             records.write(f"{path}/notes.json", notes, durable=False)
         records.write(f"{path}/meta.json", meta, durable=False)
 
-    def sync(self) -> None:
-        """Make every layer of this boot durable. Call before a record that names them is written."""
+    def mark(self) -> None:
+        """Let a power cut be noticed: the markers of layers that are not on disk for certain are, themselves.
+
+        Call before a record that names such layers is written. They are made again from their blobs where the
+        power went before `sync`.
+        """
+        if os.path.exists(self._unsynced):
+            records.sync_directory(self._unsynced)
+
+    def unsynced(self) -> bool:
+        """Whether a layer waits for `sync`."""
+        try:
+            return bool(os.listdir(self._unsynced))
+        except FileNotFoundError:
+            return False
+
+    def sync(self, *, older: float = 0.0) -> None:
+        """Make every layer of this boot durable that was made ``older`` seconds ago or before. Waits for the disk:
+        hardly, for what is older than `SETTLED`, which the kernel wrote by itself."""
         boot = boot_id()
         try:
             names = os.listdir(self._unsynced)
         except FileNotFoundError:
             return
         made = []
+        latest = time.time() - older
         for name in names:
             try:
                 with open(f"{self._unsynced}/{name}") as file:
-                    if file.read() == boot and os.path.exists(f"{self.directory}/{name}/meta.json"):
+                    if (
+                        os.fstat(file.fileno()).st_mtime <= latest
+                        and file.read() == boot
+                        and os.path.exists(f"{self.directory}/{name}/meta.json")
+                    ):
                         made.append(name)
             except FileNotFoundError:
                 continue
