@@ -55,8 +55,8 @@ class Collected:
 
 @dataclass(slots=True)
 class Needs:
-    """What must stay: keys by driver, digests of blobs, and by diff_id the tables of layers. ``unknown`` says why nothing
-    may go: something that names layers can't be read."""
+    """What must stay: keys by driver, digests of blobs, and by diff_id the tables of layers. ``unknown`` says why
+    nothing may go: something that names layers can't be read."""
 
     layers: dict[str, set[str]]
     blobs: set[str]
