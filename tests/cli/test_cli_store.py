@@ -99,7 +99,7 @@ def test_a_pull_is_told_in_dockers_words(fresh, pushed):
 
     again = fresh("pull", f"{NAME}:latest").stdout.splitlines()
     assert again[0] == f"latest: Pulling from {REPOSITORY}"
-    assert f"{short(pushed.layer_digests[0])}: Already exists" in again
+    assert len(again) == 4, "nothing is said of layers where the image is up to date"
     assert f"Status: Image is up to date for {NAME}:latest" in again
 
 

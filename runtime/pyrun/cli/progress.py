@@ -1,4 +1,16 @@
-"""A pull as it happens, in docker's words: a line a layer redrawn in place, or a line a change of state."""
+"""A pull as it happens: in docker's words, a line a layer redrawn in place or a line a change of state; or as events.
+
+The events of ``--progress json`` are objects, one a line:
+
+    {"id": "7", "status": "Pulling from library/redis"}
+    {"id": "aaaaaaaaaaaa", "status": "Downloading", "current": 1048576, "total": 29124801}
+    {"status": "Downloaded newer image", "reference": "docker.io/library/redis:7", "digest": "sha256:...",
+     "image": "sha256:...", "newer": true}
+
+``id`` is a layer's first 12 digits, or the tag or digest in the first event; it is missing in a message about no layer.
+``current`` and ``total`` are bytes, while they mean something. The last event of an image has its repository digest
+and its ID. An error is no event: it goes to standard error as ever.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +18,16 @@ import os
 import threading
 import time
 
+from ..errors import UsageError
 from .escape import printable
+from .output import flush, json_text, write
 from .units import human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TextIO
 
-    from ..images.record import Progress
+    from ..images.record import Progress, PullResult
 
 _REDRAW_SECONDS = 0.1
 _COUNTED = ("Downloading", "Extracting", "Pushing")  # the states whose bytes mean something to look at
@@ -24,12 +38,14 @@ class PullDisplay:
     """Prints `Progress` to ``stream``. May be called from several threads: layers download side by side.
 
     On a terminal every layer has a line of its own that changes in place; elsewhere a line is printed
-    when a layer's state changes, and none while bytes merely count up.
+    when a layer's state changes, and none while bytes merely count up. ``terminal`` None: as ``stream`` is.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    words = True  # what frames it is for people, too
+
+    def __init__(self, stream: TextIO, terminal: bool | None = None) -> None:
         self.stream = stream
-        self.terminal = stream.isatty()
+        self.terminal = stream.isatty() if terminal is None else terminal
         self.lines: dict[str, int] = {}  # layer → its line, counted from the first
         self.height = 0
         self.status: dict[str, str] = {}
@@ -39,6 +55,15 @@ class PullDisplay:
     def __call__(self, step: Progress) -> None:
         with self.lock:
             self._show(step)
+
+    def restart(self) -> None:
+        """What follows is about another image: its layers get lines of their own."""
+        with self.lock:
+            self.lines.clear()
+            self.status.clear()
+
+    def finish(self, result: PullResult, status: str) -> None:
+        """For people the caller's lines say it."""
 
     def _show(self, step: Progress) -> None:
         identifier = printable(step.id)
@@ -76,6 +101,63 @@ class PullDisplay:
         # Up, to the first column, erase the line, write, and back down below the last line.
         self.stream.write(f"\x1b[{up}A\r\x1b[2K{text}\x1b[{up}B\r")
         self.stream.flush()
+
+
+class EventDisplay:
+    """Prints `Progress` as JSON to standard output; see the module."""
+
+    words = False
+
+    def __init__(self) -> None:
+        self.status: dict[str, str] = {}
+        self.told: dict[str, float] = {}
+        self.lock = threading.Lock()
+
+    def __call__(self, step: Progress) -> None:
+        now = time.monotonic()
+        with self.lock:
+            if self.status.get(step.id) == step.status and now - self.told[step.id] < _REDRAW_SECONDS:
+                return
+            self.status[step.id], self.told[step.id] = step.status, now
+            event: dict[str, object] = {"id": step.id} if step.id else {}
+            event["status"] = step.status
+            if step.total:
+                event.update(current=step.current, total=step.total)
+            self._write(event)
+
+    def restart(self) -> None:
+        self.status.clear()
+
+    def finish(self, result: PullResult, status: str) -> None:
+        image = result.image
+        self._write(
+            {
+                "status": status,
+                "reference": image.reference,
+                "digest": image.digest,
+                "image": image.id,
+                "newer": result.newer,
+            }
+        )
+        self.restart()
+
+    def _write(self, event: dict[str, object]) -> None:
+        write(json_text(event) + "\n")
+        flush()
+
+
+Display = PullDisplay | EventDisplay
+
+
+def display_of(kind: str, stream: TextIO | None) -> Display | None:
+    """The display for ``--progress``; None: nothing is shown. Raises `UsageError`."""
+    if kind not in ("auto", "json", "none", "plain", "tty"):
+        raise UsageError(f"--progress {kind}: no such kind", hint="auto, json, none, plain or tty.")
+    if kind == "none" or stream is None:
+        return None
+    if kind == "json":
+        return EventDisplay()
+    return PullDisplay(stream, None if kind == "auto" else kind == "tty")
 
 
 def bar(current: int, total: int, room: int) -> str:
