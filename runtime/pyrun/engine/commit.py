@@ -89,7 +89,6 @@ def commit(engine: ArchiveMethods, name: str, target: str | None, request: Reque
     store = engine._store_of(container)
     images = engine._images()
     content = images.content
-    failpoints.reach("commit.held")
     with assembling(engine.root):
         base = _base(images.records(), container, content, squash=request.squash)
         found = changed(settings(base.config, container), request.changes)
@@ -102,7 +101,7 @@ def commit(engine: ArchiveMethods, name: str, target: str | None, request: Reque
         created = rfc3339((at if at is not None else newest) or container.created)
         step = {
             "created": created,
-            "created_by": " ".join(found_command(settings(base.config, container))),
+            "created_by": " ".join(command_of(settings(base.config, container))),
             "author": request.author,
             "comment": request.message,
             "empty_layer": layer is None,
@@ -213,14 +212,19 @@ def _layer(view: View, content: ContentStore, request: Request) -> tuple[ImageLa
         with frozen:
             if paused:
                 request.say(f"Paused {container.name}")
-            failpoints.reach("commit.reading")
+            failpoints.reach("commit.begin")
             changes = view.own(_everything(view.root)) if request.squash else view.changes()
             request.say(f"Packing {'all files' if request.squash else 'the changes'} of {container.name}")
-            pack(changes, view.root, Out(), owner=view.owner, seen=seen)
+            pack(changes, view.root, Out(), owner=view.owner, each=_at_entry, seen=seen)
+            failpoints.reach("commit.end")
         return (feed.result() if entries else None), newest / 1e9
 
 
-def found_command(config: Mapping[str, Any]) -> list[str]:
+def _at_entry() -> None:
+    failpoints.reach("commit.entry")
+
+
+def command_of(config: Mapping[str, Any]) -> list[str]:
     """The words of a container's command for the history: CMD, as docker has it; ENTRYPOINT where there is none."""
     return list(config.get("Cmd") or config.get("Entrypoint") or [])
 

@@ -109,6 +109,21 @@ def enter() -> None:
         raise Unsupported(f"the new user namespace gives no privileges: {error}", hint=_remedy()) from error
 
 
+def join(pidfd: int) -> None:
+    """Move this process into the user namespace that the process ``pidfd``, another pyrun of the calling user, has
+    entered, and into a mount namespace of its own there. Not undoable; the process must have one thread.
+
+    Every command enters a namespace of its own, and none has power over what runs below another's. Only from the
+    host's namespace can a user get into one that he made (man user_namespaces, "Capabilities"): so this comes in
+    place of `enter`. Raises OSError.
+    """
+    p.setns(pidfd, p.CLONE_NEWUSER)
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    p.unshare(p.CLONE_NEWNS)
+    m.mount(None, b"/", None, m.MS_REC | m.MS_SLAVE)
+
+
 def _extents(own: int, ranges: list[tuple[int, int]]) -> list[str]:
     """The arguments of newuidmap: id 0 is the user's own, then the subordinate ranges from 1 on."""
     arguments = ["0", str(own), "1"]

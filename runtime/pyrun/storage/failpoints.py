@@ -31,7 +31,9 @@ MIGRATE = (
     "migrate.switched",
     "migrate.cleaned",
 )
-# Of one driver and its store; a migration has two, and tests of its own.
+# Of making an image of a container, of which the first three are COMMIT's.
+IMAGE = (*COMMIT, "commit.packed", "commit.stored")
+# Of one driver and its store; a migration has two, and tests of its own; so has an image.
 ALL = (*INGEST, *PREPARE, *MOUNT, *COMMIT, *REMOVE, *GC)
 
 
