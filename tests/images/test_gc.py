@@ -105,7 +105,8 @@ def test_inspect_speaks_of_an_image_as_docker_does(
     assert seen["RepoDigests"] == [f"{repository}@{pushed.digest}"]
     assert seen["RootFS"] == {"Type": "layers", "Layers": pushed.diff_ids}
     assert (seen["Size"], seen["Author"], seen["Comment"]) == (len(BASE) + len(TOP), "A. Author", "hi")
-    assert seen["Config"] == {"Cmd": ["x"]}
+    assert {key: value for key, value in seen["Config"].items() if value} == {"Cmd": ["x"]}
+    assert seen["Config"]["Env"] == []
     assert seen["Os"] == "linux"
 
 

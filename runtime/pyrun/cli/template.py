@@ -172,6 +172,10 @@ class _Execution:
     def fields(self, operand: Operand, value: Any) -> Any:
         for name in operand.fields:
             if isinstance(value, dict):
+                # Docker falls back to the names in its JSON, where some begin with a small letter.
+                json_name = name[:1].lower() + name[1:]
+                if name not in value and json_name in value:
+                    name = json_name
                 if name not in value:
                     known = ", ".join(sorted(map(str, value)))
                     hint = f"Fields here: {known}." if known else ""
