@@ -40,6 +40,7 @@ PUSH = "Upload an image to a registry"
 IMAGES = "List images"
 RMI = "Remove images"
 SAVE = "Write images to an archive"
+IMPORT = "Create an image from a root file system's tar archive"
 LOAD = "Load images from an archive"
 TAG = "Give an image another name"
 SEARCH = "Search registries for images"
@@ -81,6 +82,7 @@ CATALOG: dict[str, Entry | GroupEntry] = {
         {
             "diff": Entry("diff:diff", DIFF),
             "history": Entry("history:history", HISTORY),
+            "import": Entry("import_image:import_image", IMPORT),
             "inspect": Entry("inspect:inspect_image", "Show all that is known of images"),
             "layers": Entry("layers:layers", LAYERS),
             "load": Entry("load:load", LOAD),
@@ -128,6 +130,7 @@ CATALOG: dict[str, Entry | GroupEntry] = {
     "export": Entry("export:export", EXPORT),
     "history": Entry("history:history", HISTORY),
     "layers": Entry("layers:layers", LAYERS),
+    "import": Entry("import_image:import_image", IMPORT),
     "inspect": Entry("inspect:inspect", "Show all that is known of images and containers"),
     "login": Entry("login:login", "Log in to a registry", COMMON),
     "logout": Entry("logout:logout", "Log out from a registry", COMMON),

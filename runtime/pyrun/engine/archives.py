@@ -91,7 +91,7 @@ class ArchiveMethods(ContainerMethods):
         A name that another image has moves; that one stays without. IDs, and of OCI archives digests, stay what they
         were. All images are loaded, or none: whatever ends this early leaves no image, but perhaps whole layers,
         which the garbage collector takes. Raises `ImageError` and its kinds (`DigestMismatch`, `PlatformUnavailable`,
-        `InvalidReference`) for what is no sound archive, `LayerError`, `UsageError` for what can't be read,
+        `InvalidReference`) for what is no sound archive, `LayerError`, `NotFound` for a file that is not there,
         `StorageError`. The process must have one thread.
         """
         from ..images.assemble import assembling
@@ -108,6 +108,54 @@ class ArchiveMethods(ContainerMethods):
                 images=images,
                 layers=store.layers,
                 progress=progress,
+            )
+
+    def import_image(
+        self,
+        source: str | int,
+        target: str | None = None,
+        *,
+        changes: Sequence[str] = (),
+        message: str = "",
+        platform: str | None = None,
+    ) -> Image:
+        """Make an image of a root file system's tar, as `export` writes it; plain or compressed (gzip, zstd, bzip2,
+        xz).
+
+        source    the path of a file, an https URL (or http, of this machine's loopback), or a descriptor that is read
+                  to its end
+        target    the name to give; None: the image is known by its ID
+        changes   Dockerfile instructions that set what it runs, and how: `pyrun.images.changes`
+        message   of the image's history
+        platform  "os/arch[/variant]" that the files are for; None: DOCKER_DEFAULT_PLATFORM, else the host's
+
+        The image's time is the present, or SOURCE_DATE_EPOCH where that is set. Whatever ends this early leaves no
+        image. Raises `UsageError`, `InvalidReference`, `RegistryError` for what can't be downloaded, `LayerError` for
+        what is no tar or a hostile one, `StorageError`. The process must have one thread.
+        """
+        from ..images.assemble import assembling
+        from ..images.changes import changed
+        from ..images.importing import import_tar
+        from ..images.reference import Reference
+
+        reference = Reference.parse(target) if target else None
+        if reference is not None and reference.digest:
+            raise UsageError(
+                f"{target!r} can't be the name of a new image: it has a digest", hint='For example "app:1.0".'
+            )
+        settings = changed({}, changes)
+        store = self._open()
+        images = self._images()
+        with assembling(self.root):
+            return import_tar(
+                source,
+                settings=settings,
+                reference=reference,
+                message=message,
+                platform=platform,
+                content=images.content,
+                images=images,
+                layers=store.layers,
             )
 
     def diff(self, name: str, base: str | None = None) -> list[Difference]:

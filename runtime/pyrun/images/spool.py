@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..errors import ImageError, LayerError, UsageError
+from ..errors import ImageError, LayerError, NotFound, PyrunError
 from .archive import Archive, DirectoryArchive, TarArchive
 from .compress import compression_of
 from .content import out_of_space
@@ -28,14 +28,14 @@ RESERVE = 256 << 20  # bytes of the store's file system that a spool leaves free
 def opened(root: str, source: str | int) -> Iterator[Archive]:
     """The archive at a path, or behind a descriptor, for as long as the block lasts.
 
-    Raises `UsageError` where it can't be read, `ImageError` for what is no tar, `StorageError` where the store has no
+    Raises `NotFound` or `PyrunError` where it can't be read, `ImageError` for what is no tar, `StorageError` where the store has no
     room for it.
     """
     what = source if isinstance(source, str) else "the input"
     try:
         fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC) if isinstance(source, str) else os.dup(source)
     except OSError as error:
-        raise UsageError(f"{what} can't be read: {error.strerror}") from error
+        raise unreadable(what, error) from error
     try:
         if stat.S_ISDIR(os.fstat(fd).st_mode):
             yield DirectoryArchive(fd, what)
@@ -50,6 +50,12 @@ def opened(root: str, source: str | int) -> Iterator[Archive]:
         os.close(fd)
 
 
+def unreadable(what: str, error: OSError) -> PyrunError:
+    """The error for what a user named and can't be read."""
+    kind = NotFound if isinstance(error, FileNotFoundError) else PyrunError
+    return kind(f"{what} can't be read: {error.strerror}")
+
+
 def _seekable(root: str, fd: int, what: str) -> tuple[int, int, int]:
     """(descriptor, offset, size) of the plain tar: ``fd`` itself, or a new one."""
     found = os.fstat(fd)
@@ -60,7 +66,7 @@ def _seekable(root: str, fd: int, what: str) -> tuple[int, int, int]:
         while len(head) < _HEAD and (data := os.read(fd, _HEAD - len(head))):
             head += data
     except OSError as error:
-        raise UsageError(f"{what} can't be read: {error.strerror}") from error
+        raise unreadable(what, error) from error
     if not head:
         raise ImageError(f"{what} is empty", hint="An archive of `pyrun save` or `docker save` is wanted.")
     compression = compression_of(head)
@@ -73,7 +79,7 @@ def _seekable(root: str, fd: int, what: str) -> tuple[int, int, int]:
             while data := os.read(fd, _CHUNK):
                 yield data
         except OSError as error:
-            raise UsageError(f"{what} can't be read: {error.strerror}") from error
+            raise unreadable(what, error) from error
 
     if compression == "none":
         return _spooled(root, chunks())
