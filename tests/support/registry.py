@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tarfile
@@ -91,11 +92,24 @@ class Pushed:
 
 
 class Registry:
-    """A registry process with a directory of its own; a context manager. ``host`` is "127.0.0.1:<port>"."""
+    """A registry process with a directory of its own; a context manager. ``host`` is "127.0.0.1:<port>".
 
-    def __init__(self, directory: str | Path) -> None:
+    ``settings`` are further sections of its configuration, as ``auth`` or ``http: {tls: ...}``. One with those is not
+    pushed to from here: give it the ``root`` of a plain one, and push to that.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        root: Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+        client: ssl.SSLContext | None = None,
+    ) -> None:
         self.directory = Path(directory)
-        self.root = self.directory / "registry"
+        self.root = root or self.directory / "registry"
+        self.settings = dict(settings or {})
+        self._client = client  # with which a registry that speaks TLS is asked whether it is there
         self.host = ""
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -120,7 +134,8 @@ class Registry:
             "version": "0.1",
             "log": {"level": "warn", "accesslog": {"disabled": True}},
             "storage": {"filesystem": {"rootdirectory": str(self.root)}, "delete": {"enabled": True}},
-            "http": {"addr": self.host},
+            **self.settings,
+            "http": {"addr": self.host, **self.settings.get("http", {})},
         }
         path = self.directory / "registry.json"
         path.write_text(json.dumps(config))  # JSON is YAML
@@ -146,7 +161,7 @@ class Registry:
             if self._process.poll() is not None:
                 return False
             try:
-                return self.request("GET", "/v2/")[0] == 200
+                return self.request("GET", "/v2/")[0] in (200, 401)
             except OSError:
                 time.sleep(0.02)
         return False
@@ -155,7 +170,11 @@ class Registry:
         self, method: str, path: str, body: bytes | None = None, **headers: str
     ) -> tuple[int, dict[str, str], bytes]:
         """(status, headers by lowercase name, body)."""
-        connection = http.client.HTTPConnection(self.host, timeout=10)
+        connection: http.client.HTTPConnection
+        if "tls" in self.settings.get("http", {}):
+            connection = http.client.HTTPSConnection(self.host, timeout=10, context=self._client)
+        else:
+            connection = http.client.HTTPConnection(self.host, timeout=10)
         try:
             connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
             response = connection.getresponse()

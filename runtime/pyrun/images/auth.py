@@ -68,7 +68,6 @@ def _quoted(text: str) -> tuple[str, str]:
 class _Token:
     header: str
     expires: float  # of time.monotonic
-    scopes: tuple[str, ...]  # that it was asked for with
 
 
 class Authorizer:
@@ -86,6 +85,8 @@ class Authorizer:
         self._looked = False
         self._challenges: list[tuple[str, dict[str, str]]] | None = None  # of /v2/; None: not asked yet
         self._tokens: dict[tuple[str, ...], _Token] = {}
+        # What is asked for in place of a list of scopes that was not enough.
+        self._widened: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._lock = threading.RLock()
         self.identity_token = ""  # a refresh token that the token server gave where one was asked for
 
@@ -105,21 +106,20 @@ class Authorizer:
         """What to send with a request that needs ``scopes``, None where nothing is asked for or there is nothing
         to answer with. ``offline``: ask for an identity token, too (`identity_token`)."""
         with self._lock:
-            return self._answer(self._base(), tuple(scopes), tuple(scopes), offline)
+            return self._answer(self._base(), tuple(scopes), offline)
 
     def answer(self, challenge: str | None, scopes: Sequence[str], refused: str | None) -> str | None:
         """What to send after a 401 with ``challenge`` instead of ``refused``; None where there is nothing better."""
         key = tuple(scopes)
         with self._lock:
             asked = challenges(challenge or "") or self._base()
-            wider = key
+            held = self._tokens.get(key)
             for scheme, parameters in asked:
                 if scheme == "bearer" and parameters.get("error") == "insufficient_scope":
-                    wider = widened(key, parameters.get("scope", ""))
-            held = self._tokens.get(key)
+                    self._widened[key] = widened(self._widened.get(key, key), parameters.get("scope", ""))
             if held is not None and held.header == refused:
                 del self._tokens[key]
-            found = self._answer(asked, key, wider, False)
+            found = self._answer(asked, key, False)
             return found if found != refused else None
 
     def _base(self) -> list[tuple[str, dict[str, str]]]:
@@ -135,11 +135,7 @@ class Authorizer:
         return self._challenges
 
     def _answer(
-        self,
-        asked: Sequence[tuple[str, dict[str, str]]],
-        key: tuple[str, ...],
-        scopes: tuple[str, ...],
-        offline: bool,
+        self, asked: Sequence[tuple[str, dict[str, str]]], key: tuple[str, ...], offline: bool
     ) -> str | None:
         for scheme, parameters in asked:
             if scheme == "bearer" and parameters.get("realm"):
@@ -147,7 +143,8 @@ class Authorizer:
                 if secret is not None and secret.registry_token:
                     return f"Bearer {secret.registry_token}"
                 held = self._tokens.get(key)
-                if held is None or held.expires <= time.monotonic() or set(scopes) - set(held.scopes):
+                if held is None or held.expires <= time.monotonic():
+                    scopes = self._widened.get(key, key)
                     held = self._tokens[key] = self._fetch(parameters, scopes, offline)
                 return held.header
         for scheme, _ in asked:
@@ -201,7 +198,7 @@ class Authorizer:
         refresh = answer.get("refresh_token")
         if offline and isinstance(refresh, str):
             self.identity_token = refresh
-        return _Token(f"Bearer {token}", time.monotonic() + lifetime, scopes)
+        return _Token(f"Bearer {token}", time.monotonic() + lifetime)
 
     def _document(self, response: Response, where: str) -> dict[str, object]:
         body = response.read(MAX_TOKEN)

@@ -392,6 +392,7 @@ class Transport:
                 with _explained(origin):
                     if proxy is None:
                         connection.connect()
+                        self._home = _peer(connection)
                     else:
                         connection.sock = proxy.connect(CONNECT_TIMEOUT)
             except RegistryError:
