@@ -150,6 +150,8 @@ class Sources:
 
     def drop(self, source: Source, error: ImageError) -> None:
         """Don't ask ``source`` again."""
+        if isinstance(error, Broken):
+            error = RegistryError(error.message, hint=error.hint)  # for good now
         if source in self._left:
             self._left.remove(source)
             self._failed.append((source, error))
@@ -182,7 +184,7 @@ def failed(name: str, failures: Sequence[tuple[object, ImageError]]) -> ImageErr
         return last
     reasons = "; ".join(f"{place}: {error.message}" for place, error in failures)
     unknown = all(isinstance(error, ManifestUnknown) for _, error in failures)
-    kind = ManifestUnknown if unknown else RegistryError if isinstance(last, Broken) else type(last)
+    kind = ManifestUnknown if unknown else type(last)
     return kind(f"{name} can't be fetched from any of its {len(failures)} places: {reasons}", hint=last.hint)
 
 
