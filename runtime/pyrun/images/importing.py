@@ -49,8 +49,8 @@ def import_tar(
     settings  the image's "config" object
     message   of the image and its history; "": where the files came from
 
-    The image's time is the present, or SOURCE_DATE_EPOCH (reproducible-builds.org). Raises `PyrunError` for what can't be
-    read, `RegistryError` for what can't be downloaded, `LayerError` for what is no tar. The caller is
+    The image's time is the present, or SOURCE_DATE_EPOCH (reproducible-builds.org). Raises `PyrunError` for what can't
+    be read, `RegistryError` for what can't be downloaded, `LayerError` for what is no tar. The caller is
     `pyrun.images.assemble.assembling`.
     """
     target = _platform(platform)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .archived import Piece, images_in
+from .archived import Found, Piece, images_in
 from .assemble import add_layer, make_image, name_image, work_on
 from .blob import StoredBlob
 from .codec import Buffer
@@ -55,35 +55,40 @@ def load(
     `pyrun.images.assemble.assembling`.
     """
     found = images_in(archive, platform)
-    loading = _Loading(content, images, layers, progress)
-    stacks = loading.bring([image.pieces for image in found])
-    made = []
-    for image, stack in zip(found, stacks, strict=True):
-        there = [] if image.names else [one for one in images.naming(image.id) if one.id == image.id]
-        made.append(
-            there[0]
-            if there
-            else make_image(
-                image.config,
-                stack,
-                content=content,
-                layers=layers,
-                manifest=image.manifest,
-                digest=sha256(image.manifest) if image.manifest else "",
-            )
+    there = {id(image): _nameless(image, images) for image in found}
+    fresh = [image for image in found if there[id(image)] is None]
+    stacks = _Loading(content, images, layers, progress).bring([image.pieces for image in fresh])
+    made = {
+        id(image): make_image(
+            image.config,
+            stack,
+            content=content,
+            layers=layers,
+            manifest=image.manifest,
+            digest=sha256(image.manifest) if image.manifest else "",
         )
+        for image, stack in zip(fresh, stacks, strict=True)
+    }
     layers.sync()
     done = []
-    for one, image in zip(made, found, strict=True):
+    for image in found:
+        record = there[id(image)]
         replaced = {}
-        for name in image.names:
-            before = images.record(name)
-            if before is not None and before.id != one.id:
-                replaced[name.familiar] = before.id
-        if image.names or one.unnamed:
-            one = name_image(images, one, image.names)
-        done.append(Loaded(one, image.names, replaced))
+        if record is None:
+            for name in image.names:
+                before = images.record(name)
+                if before is not None and before.id != image.id:
+                    replaced[name.familiar] = before.id
+            record = name_image(images, made[id(image)], image.names)
+        done.append(Loaded(record, image.names, replaced))
     return done
+
+
+def _nameless(image: Found, images: ImageStore) -> Image | None:
+    """The record of an image that comes without a name and is here already, so that nothing is to be done."""
+    if image.names:
+        return None
+    return next((record for record in images.naming(image.id) if record.id == image.id), None)
 
 
 class _Loading:

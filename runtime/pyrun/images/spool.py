@@ -28,8 +28,8 @@ RESERVE = 256 << 20  # bytes of the store's file system that a spool leaves free
 def opened(root: str, source: str | int) -> Iterator[Archive]:
     """The archive at a path, or behind a descriptor, for as long as the block lasts.
 
-    Raises `NotFound` or `PyrunError` where it can't be read, `ImageError` for what is no tar, `StorageError` where the store has no
-    room for it.
+    Raises `NotFound` or `PyrunError` where it can't be read, `ImageError` for what is no tar, `StorageError` where the
+    store has no room for it.
     """
     what = source if isinstance(source, str) else "the input"
     try:
