@@ -66,7 +66,8 @@ class Site:
 
 def end(process: subprocess.Popen[Any]) -> None:
     """Let a container of `Site.start` end."""
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     process.stdin.close()
     process.stdout.close()
     assert process.wait(timeout=30) == 0

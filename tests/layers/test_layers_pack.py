@@ -352,3 +352,22 @@ def test_attributes_in_no_known_form_stay_as_they_are(value: bytes) -> None:
     translate: Callable[[int, int], tuple[int, int]] = never
     for name in (b"system.posix_acl_access", b"security.capability"):
         assert translated(name, value, translate) == value
+
+
+def test_a_hard_link_has_the_attributes_of_its_file(tmp_path: Path) -> None:
+    """tarfile and docker give a link's mode to the file, and docker its owner, which takes capabilities off."""
+    (tmp_path / "a").touch()
+    os.chmod(tmp_path / "a", 0o4751)
+    os.setxattr(tmp_path / "a", "security.capability", CAPABILITY)
+    os.link(tmp_path / "a", tmp_path / "b")
+    out = io.BytesIO()
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        pack([Change(b"a", "add"), Change(b"b", "add")], fd, out)
+    finally:
+        os.close(fd)
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as tar:
+        link = tar.getmember("b")
+        assert link.islnk()
+        assert link.mode == tar.getmember("a").mode == 0o4751
+        assert "SCHILY.xattr.security.capability" in link.pax_headers

@@ -151,7 +151,7 @@ class _Packer:
                     self.directory(path, self.dirs.open(path))
             elif kind not in _TYPES:
                 return False
-            elif not self.linked(path, found):
+            elif not self.linked(path, directory, base, found):
                 if kind == stat.S_IFREG:
                     fd = os.open(b"/proc/self/fd/%d" % handle, _O_FILE)
                     try:
@@ -166,20 +166,25 @@ class _Packer:
             os.close(handle)
         return True
 
-    def linked(self, path: bytes, found: os.stat_result) -> bool:
-        """Store ``path`` as a hard link, where another name of its inode is in the layer already."""
+    def linked(self, path: bytes, directory: bytes, base: bytes, found: os.stat_result) -> bool:
+        """Store ``path`` as a hard link, where another name of its inode is in the layer already.
+
+        With all the file's attributes: tarfile and docker set a link's mode and owner, and so those of the file.
+        """
         first = self.links.get((found.st_dev, found.st_ino)) if found.st_nlink > 1 else None
         if first is None:
             return False
-        directory, _, base = first.rpartition(b"/")
+        above, _, name = first.rpartition(b"/")
         try:
-            there = os.lstat(base, dir_fd=self.dirs.open(directory))
+            there = os.lstat(name, dir_fd=self.dirs.open(above))
         except (FileNotFoundError, NotADirectoryError):
             return False
         # A running container may have given that name, or the inode's number, to another file since.
         if (there.st_dev, there.st_ino) != (found.st_dev, found.st_ino):
             return False
-        self.header(path, b"1", 0, *self.ids(found), 0, found.st_mtime_ns, {}, link=first)
+        xattrs = self.xattrs(b"/proc/self/fd/%d/%s" % (self.dirs.open(directory), base))
+        mode = stat.S_IMODE(found.st_mode)
+        self.header(path, b"1", mode, *self.ids(found), 0, found.st_mtime_ns, xattrs, link=first)
         return True
 
     def node(self, directory: bytes, base: bytes, path: bytes, handle: int, found: os.stat_result) -> None:
