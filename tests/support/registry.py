@@ -129,6 +129,7 @@ class Registry:
 
     def start(self) -> None:
         """Serve at ``host``."""
+        self.directory.mkdir(parents=True, exist_ok=True)
         self.root.mkdir(parents=True, exist_ok=True)
         config = {
             "version": "0.1",

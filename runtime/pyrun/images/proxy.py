@@ -155,9 +155,9 @@ def _matches(
     if number and number != str(port):
         return False
     try:
-        return address is not None and ipaddress.ip_address(name) == address
+        return ipaddress.ip_address(name) == address
     except ValueError:
-        pass
+        pass  # a name
     if address is not None:
         return False
     name = name.removeprefix("*").rstrip(".")

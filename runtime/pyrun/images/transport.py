@@ -303,9 +303,9 @@ class Transport:
         raise AssertionError("unreachable")
 
     def _connected(self, origin: Origin) -> tuple[http.client.HTTPConnection, bool]:
-        connection = self._connections.get(origin)
-        if connection is not None and connection.sock is not None:
-            return connection, False
+        kept = self._connections.get(origin)
+        if kept is not None and kept.sock is not None:
+            return kept, False
         scheme, host, port = origin
         proxy = self._proxy(origin)
         connection: http.client.HTTPConnection
@@ -316,6 +316,7 @@ class Transport:
             )
         else:
             connection = http.client.HTTPConnection(host, port, timeout=CONNECT_TIMEOUT, blocksize=BLOCK)
+        connection.auto_open = 0  # which would go past the proxy
         try:
             if proxy is None:
                 connection.connect()
