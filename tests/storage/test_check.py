@@ -295,9 +295,16 @@ def test_a_damaged_layer_is_not_thrown_away_while_its_blob_is_bad(fresh: Pyrun, 
 # --- records
 
 
+def known(pyrun: Pyrun) -> dict[str, object]:
+    """What inspect tells of busybox, but when its record was written."""
+    (found,) = json.loads(pyrun.ok("inspect", "busybox"))
+    del found["Metadata"]
+    return found
+
+
 def test_damaged_image_records_are_made_again_from_the_blobs(fresh: Pyrun) -> None:
     fresh.ok("tag", "busybox", "busybox:second")
-    before = fresh.ok("inspect", "busybox")
+    before = known(fresh)
     records = sorted((fresh.root / "images").glob("*.json"))
     good = [record.read_bytes() for record in records]
     for record in records:
@@ -312,7 +319,7 @@ def test_damaged_image_records_are_made_again_from_the_blobs(fresh: Pyrun) -> No
     fresh.env["CONTAINERS_REGISTRIES_CONF"] = "/dev/null"
     repaired(fresh)
     assert [json.loads(record.read_bytes()) for record in records] == list(map(json.loads, good))
-    assert fresh.ok("inspect", "busybox") == before
+    assert known(fresh) == before
 
 
 def test_a_record_made_again_claims_no_digest_that_may_be_another_repositorys(fresh: Pyrun) -> None:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 KINDS = ("container", "image")
+_SIZE = typer.Option(
+    "-s", "--size", help="Also what a container wrote, and what it shows: SizeRw and SizeRootFs"
+)
 _SPEC_HELP = "Show the OCI runtime spec a container was started with, as its config.json would hold it"
 
 
@@ -48,6 +51,7 @@ def inspect(
             "--type", metavar="|".join(KINDS), help="Look for one kind only", click_type=click.Choice(KINDS)
         ),
     ] = None,
+    size: Annotated[bool, _SIZE] = False,
     spec: Annotated[bool, typer.Option("--spec", help=_SPEC_HELP)] = False,
     format: shared.DocumentFormat = "",
 ) -> int:
@@ -59,7 +63,7 @@ def inspect(
                 "--spec is of containers: an image has no OCI runtime spec", hint="Leave out --type image."
             )
         return _specs(names, engine.spec, format)
-    return _show(names, lambda name: engine.inspect(name, kind=kind), format)
+    return _show(names, lambda name: engine.inspect(name, kind=kind, size=size), format)
 
 
 def inspect_image(
@@ -77,6 +81,7 @@ def inspect_container(
     names: Annotated[
         list[str], typer.Argument(metavar="CONTAINER...", autocompletion=shared.complete_container)
     ],
+    size: Annotated[bool, _SIZE] = False,
     spec: Annotated[bool, typer.Option("--spec", help=_SPEC_HELP)] = False,
     format: shared.DocumentFormat = "",
 ) -> int:
@@ -84,7 +89,7 @@ def inspect_container(
     engine = session(context).engine()
     if spec:
         return _specs(names, engine.spec, format)
-    return _show(names, lambda name: engine.inspect(name, kind="container"), format)
+    return _show(names, lambda name: engine.inspect(name, kind="container", size=size), format)
 
 
 def _specs(names: list[str], look: Callable[[str], dict[str, Any]], layout: str) -> int:

@@ -66,6 +66,9 @@ def record(problem: Problem) -> dict[str, str]:
 
 def check(
     context: typer.Context,
+    images: Annotated[
+        list[str] | None, typer.Argument(metavar="[IMAGE...]", autocompletion=shared.complete_image)
+    ] = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Make again, fetch again or remove what is wrong")
     ] = False,
@@ -78,12 +81,17 @@ def check(
     """Look for damage and leftovers in the store
 
     Hashes every blob again, compares layers with the listing recorded when they were made, and looks for
-    what nothing needs and what dead processes left. Containers run and read commands work meanwhile.
+    what nothing needs and what dead processes left. Containers run and read commands work meanwhile. Given
+    images, it looks at their records, blobs and layers only.
 
     Exits with 0 where nothing is damaged or all of it was repaired, else with 1. Leftovers alone, such as
     blobs that no image needs, are no damage.
     """
-    done = session(context).engine().check(deep=deep, repair=repair, progress=progress(quiet))
+    done = (
+        session(context)
+        .engine()
+        .check(images=images or (), deep=deep, repair=repair, progress=progress(quiet))
+    )
     if done.problems or format not in ("", "table"):
         columns = REPAIR_COLUMNS if repair else CHECK_COLUMNS
         rows((record(problem) for problem in done.problems), CHECK_HEADERS, columns, format)

@@ -36,16 +36,23 @@ class Engine(RegistryMethods, ArchiveMethods, ProvenanceMethods, UpkeepMethods):
     moves this process into a user namespace of its own, for good: it must have one thread then.
     """
 
-    def inspect(self, name: str, *, kind: str | None = None) -> dict[str, Any]:
+    def inspect(self, name: str, *, kind: str | None = None, size: bool = False) -> dict[str, Any]:
         """All that is known of a container or image, as docker shows it. ``kind``: "container", "image", None.
 
-        A container is looked for first. Raises `NotFound`.
+        A container is looked for first. ``size`` adds to a container what it wrote (``SizeRw``, bytes on disk) and
+        that with its image's layers (``SizeRootFs``). Raises `NotFound`.
         """
         if kind != "image":
             try:
                 from ..containers.inspect import describe
 
-                return describe(self.container(name), self.root)
+                container = self.container(name)
+                found = describe(container, self.root)
+                if size:
+                    from ..upkeep.usage import container_sizes
+
+                    found["SizeRw"], found["SizeRootFs"] = container_sizes(self._scene(), container)
+                return found
             except NotFound:
                 if kind == "container":
                     raise

@@ -32,14 +32,16 @@ class UpkeepMethods(Core):
     def check(
         self,
         *,
+        images: Sequence[str] = (),
         deep: bool = False,
         repair: bool = False,
         progress: Callable[[str], None] = lambda text: None,
     ) -> Checked:
-        """Look for damage and leftovers: see `pyrun.upkeep.check.check`. Works without a usable driver."""
+        """Look for damage and leftovers, in the whole store or in ``images`` (names, IDs): see
+        `pyrun.upkeep.check.check`. Works without a usable driver."""
         from ..upkeep.check import check
 
-        return check(self._scene(), deep=deep, repair=repair, say=progress)
+        return check(self._scene(), images=images, deep=deep, repair=repair, say=progress)
 
     def disk_usage(self) -> DiskUsage:
         """What the store takes on disk, item by item."""
@@ -47,9 +49,7 @@ class UpkeepMethods(Core):
 
         return disk_usage(self._scene())
 
-    def prune(
-        self, *, all: bool = False, before: float | None = None, filters: Sequence[str] = ()
-    ) -> Pruned:
+    def prune(self, *, all: bool = False, before: float | None = None, filters: Sequence[str] = ()) -> Pruned:
         """Remove what is not in use: see `pyrun.upkeep.prune.prune`."""
         from ..upkeep.prune import prune
 

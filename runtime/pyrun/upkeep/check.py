@@ -7,13 +7,14 @@ waits. What a living process is making or holds is never a problem.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..errors import Conflict
 from ..storage.locks import Lock, SharedLock
 from .check_containers import check_containers
 from .check_content import check_blobs, check_images, check_index
 from .check_layers import LayerCheck
+from .check_one import check_some
 from .check_store import check_store
 from .check_tables import check_tables
 from .problems import Checked, Problem
@@ -22,26 +23,36 @@ from .scene import Scene, in_words, origins
 
 
 def check(
-    scene: Scene, *, deep: bool = False, repair: bool = False, say: Callable[[str], None] = lambda text: None
+    scene: Scene,
+    *,
+    images: Sequence[str] = (),
+    deep: bool = False,
+    repair: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Checked:
-    """Look at everything. ``deep`` compares the content of layers with what their blobs make; ``repair`` does
-    something about what is found, and looks again at nothing. ``say`` is told what is being done.
+    """Look at everything, or at ``images`` (names, IDs): see `pyrun.upkeep.check_one`. ``deep`` compares the content
+    of layers with what their blobs make; ``repair`` does something about what is found, and looks again at nothing.
+    ``say`` is told what is being done.
 
     Raises `Conflict` where another repair or a migration is going on, `StorageError` for a store that can't
-    be looked at.
+    be looked at, `NotFound` for an image that is not there.
     """
+
+    def look() -> Checked:
+        return check_some(scene, images, deep, say) if images else _look(scene, deep, say)
+
     with in_words(scene.root):
-        return _repaired(scene, deep, say) if repair else _look(scene, deep, say)
+        return _repaired(scene, look, say) if repair else look()
 
 
-def _repaired(scene: Scene, deep: bool, say: Callable[[str], None]) -> Checked:
+def _repaired(scene: Scene, look: Callable[[], Checked], say: Callable[[str], None]) -> Checked:
     lock = Lock(f"{scene.root}/locks/upkeep")
     if not lock.acquire(wait=False):
         raise Conflict("another repair or migration of this store is going on", hint="Wait until it is done.")
     try:
         first = check_store(scene)
         _repair(first, say)  # the rest can be looked at with it only
-        checked = _look(scene, deep, say)
+        checked = look()
         _repair(checked.problems, say)
         checked.problems[:0] = [problem for problem in first if not problem.left]
         return checked
@@ -55,9 +66,9 @@ def _look(scene: Scene, deep: bool, say: Callable[[str], None]) -> Checked:
         images = scene.images.records()
         known = origins(images)
         done.problems += check_images(scene, images)
-        done.problems += check_index(scene)
         count, blobs = check_blobs(scene, images, say)
         done.problems += blobs
+        done.problems += check_index(scene)  # after the blobs: it lists those that are there
         containers, problems = check_containers(scene, known)
         bad = {problem.subject for problem in blobs}
         layers = LayerCheck(scene, known, containers, bad, deep=deep, say=say)

@@ -24,14 +24,19 @@ if TYPE_CHECKING:
     from ..images.content import ContentStore
 
 
-def check_blobs(scene: Scene, images: list[Image], say: Callable[[str], None]) -> tuple[int, list[Problem]]:
-    """(how many blobs were hashed, what is wrong with those and with the ones that images name)."""
+def check_blobs(
+    scene: Scene, images: list[Image], say: Callable[[str], None], *, only: bool = False
+) -> tuple[int, list[Problem]]:
+    """(how many blobs were hashed, what is wrong with those and with the ones that images name). ``only`` the blobs
+    of ``images`` are hashed, else all."""
     content = scene.images.content
     wanted: dict[str, list[Image]] = {}
     for image in images:
         for digest in named(image):
             wanted.setdefault(digest, []).append(image)
-    present = sorted(content.digests())
+    present = (
+        sorted(digest for digest in wanted if content.has(digest)) if only else sorted(content.digests())
+    )
     total = sum(_size(content.blob_path(digest)) for digest in present)
     say(f"Hashing blobs: {len(present)}, {total / 1e6:.1f} MB")
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # hashlib and read(2) let go of the interpreter
@@ -97,10 +102,14 @@ def _damage(scene: Scene, digest: str) -> str:
         return f"it can't be read: {error.strerror}"
 
 
-def check_images(scene: Scene, images: list[Image]) -> list[Problem]:
+def check_images(scene: Scene, images: list[Image], *, only: set[str] | None = None) -> list[Problem]:
+    """What is wrong with the records: those of ``images`` that differ from their documents, and the damaged ones, of
+    which ``only`` names those to look at (None: all)."""
     problems = []
     manifests = repair.index_names(scene.images.content)
     for path, reference, why in scene.images.damaged():
+        if only is not None and reference not in only:
+            continue
         manifest = manifests.get(reference) or reference.partition("@")[2]
         shared = len({_repository(name) for name, digest in manifests.items() if digest == manifest}) > 1
         problems.append(

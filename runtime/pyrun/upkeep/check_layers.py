@@ -63,12 +63,25 @@ class LayerCheck:
             store = self.scene.usable(name)
             if self.deep and keys and store is None:
                 self.notes.append(f"the content of {name}'s layers was not compared: {self._unusable(name)}")
-            for key in keys:
-                found = self.one(layers, key, remake=store is not None)
-                if found is not None:
-                    problems.append(found)
-                self.count += 1
+            problems += self._each(layers, keys)
             problems += self._markers(layers)
+        return problems
+
+    def some(self, driver: str, keys: list[str]) -> list[Problem]:
+        """What is wrong with these layers of one driver."""
+        self.say(f"Comparing layers of {driver}: {len(keys)}")
+        if self.deep and self.scene.usable(driver) is None:
+            self.notes.append(f"the content of {driver}'s layers was not compared: {self._unusable(driver)}")
+        return self._each(self.scene.layers(driver), keys)
+
+    def _each(self, layers: LayerStore, keys: list[str]) -> list[Problem]:
+        remake = self.scene.usable(layers.driver.name) is not None
+        problems = []
+        for key in keys:
+            found = self.one(layers, key, remake=remake)
+            if found is not None:
+                problems.append(found)
+            self.count += 1
         return problems
 
     def one(self, layers: LayerStore, key: str, *, remake: bool) -> Problem | None:

@@ -54,6 +54,8 @@ def fetch_blob(scene: Scene, digest: str, images: list[Image]) -> str:
                 client = RegistryClient(endpoint, reference.familiar, patience=10)
                 try:
                     _fetch(client, content, digest, image)
+                    if any(digest == image.manifest for image in images):
+                        scene.images.agree()  # which lists no manifest that is missing
                     return ""
                 except PyrunError as error:
                     if error.message not in reasons:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -230,6 +231,23 @@ def _layers(scene: Scene, images: list[Image], containers: list[Container], done
                     key in leased.get(name, ()),
                 )
             )
+
+
+def container_sizes(scene: Scene, container: Container) -> tuple[int, int]:
+    """(bytes that the container wrote, these and the bytes of its image's layers): what docker calls SizeRw and
+    SizeRootFs. Layers of which nothing tells the size any more count as nothing."""
+    with in_words(scene.root):
+        written = taken(scene, container.driver, scene.containers.writable(container.id))
+        layers = scene.layers(container.driver)
+        below = 0
+        image = next((i for i in scene.images.naming(container.image_id) if i.id == container.image_id), None)
+        if image is not None:
+            below = image.size
+        else:
+            for key in container.layers:
+                with suppress(PyrunError, OSError, KeyError, TypeError, ValueError):
+                    below += layers.unpacked(key)
+        return written, written + below
 
 
 def taken(scene: Scene, driver: str, path: str) -> int:
