@@ -91,15 +91,19 @@ class _Fold:
         node = _Node(entry, None)
         if kind == "link":
             self.link(entry, node)
-        if old is not None and old.below is not None:
-            self.places = {b"": self.root}  # some of them may lie in what goes now
         self.succeed(old, node)
         place.below[base] = node
 
-    @staticmethod
-    def succeed(old: _Node | None, new: _Node) -> None:
-        if old is not None and old.entry is not None:
+    def succeed(self, old: _Node | None, new: _Node) -> None:
+        """``new`` takes the place of ``old``."""
+        if old is None:
+            return
+        if old.entry is not None:
             new.copies = old.copies + 1
+        if old.below is not None or (old.entry is not None and old.entry.type == "symlink"):
+            self.places = {
+                b"": self.root
+            }  # some of them may lie in what goes now, or were found by way of it
 
     def link(self, entry: Entry, node: _Node) -> None:
         where, _, base = entry.linkname.rpartition(b"/")

@@ -33,8 +33,9 @@ class Found:
             above; OPACITY: ``name``, a directory above, is opaque; COVER: ``name``, a directory above, is something
             else in this layer
     layer   the layer's number;  row  of its table
-    state   of an entry: VISIBLE; MERGED: a directory whose content shows beside that of a higher one; REPLACED and
-            DELETED: hidden, by layer ``by``. Of the others: "" where they hide a version below, else "idle"
+    state   of an entry: VISIBLE; MERGED: a directory whose content shows beside that of a higher one; REPLACED: layer
+            ``by`` has something else of that name; DELETED: after layer ``by`` there was nothing.
+            Of the others: "" where they hide a version below, else "idle"
     """
 
     __slots__ = ("by", "layer", "name", "row", "state", "what")
@@ -128,7 +129,8 @@ class Stack:
                 mark.state = "idle"
                 found.append(mark)
                 pending.append(mark)
-                hider, directories = (layer, DELETED), []
+                stands = row >= 0 and table.kinds[row] != WHITEOUT
+                hider, directories = (layer, REPLACED if stands else DELETED), []
         self._supplier(found)
         return found
 

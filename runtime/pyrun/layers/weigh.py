@@ -133,6 +133,7 @@ class _Scale:
         # Content that has several names in its layer: (layer, offset) -> names that still show.
         self.shared: dict[tuple[int, int], int] = {}
         self.shares: list[set[int]] = []
+        self.gone: dict[bytes, int] = {}  # what the layer at hand has taken away so far, and the bytes it had
         for number, table in enumerate(tables):
             several = {table.offsets[row] for row in table.linked if table.kinds[row] == _FILE}
             self.shares.append(several)
@@ -155,7 +156,8 @@ class _Scale:
 
     def apply(self, number: int, table: Table, rows: range) -> None:
         account = self.accounts[number]
-        visible, kids = self.visible, self.kids
+        visible, kids, gone = self.visible, self.kids, self.gone
+        gone.clear()
         names, kinds, flags, stored, offsets = (
             table.names,
             table.kinds,
@@ -195,11 +197,16 @@ class _Scale:
                         continue
                     self.remove(name, name, number, "deleted" if flag & FRESH else "replaced")
                     does[row] = REPLACES
-                    account.replaced.names += 1
+                elif name in gone:
+                    does[row] = REPLACES
                 else:
                     does[row] = ADDS
                     if not implied:
                         added += 1
+                if name in gone:
+                    self.stays(name, account)
+                if does[row] == REPLACES and not implied:
+                    account.replaced.names += 1
                 visible[name] = base | row
                 if name:
                     kids.setdefault(name.rpartition(b"/")[0], set()).add(name)
@@ -213,8 +220,11 @@ class _Scale:
                         size = 0
                     counted.add(offset)
             count_bytes += size
-            if old is not None:
-                self.remove(name, name, number, "replaced")
+            if old is not None or name in gone:
+                if old is not None:
+                    self.remove(name, name, number, "replaced")
+                else:
+                    self.stays(name, account)
                 does[row] = REPLACES
                 account.replaced.names += 1
                 account.replaced.bytes += size
@@ -245,6 +255,11 @@ class _Scale:
             before.gids[at],
         )
 
+    def stays(self, name: bytes, account: Account) -> None:
+        """A name that went with a directory, and that the layer has again: it is replaced, not deleted."""
+        account.deleted.names -= 1
+        account.deleted.bytes -= self.gone.pop(name)
+
     def remove(self, name: bytes, cause: bytes, by: int, how: str) -> None:
         """Take ``name`` and what is below it out of the view, on account of layer ``by`` and its name ``cause``."""
         account = self.accounts[by]
@@ -262,9 +277,10 @@ class _Scale:
             number, row = code >> 32, code & _ROW
             table, theirs = self.tables[number], self.accounts[number]
             theirs.fate[row] = by + 1
-            gone = how == "deleted" or name != top
-            if gone:
+            deleted = how == "deleted" or name != top
+            if deleted:
                 account.deleted.names += 1
+                self.gone[name] = 0
             if table.kinds[row] == DIR:
                 continue
             size = table.stored[row] if table.kinds[row] == _FILE else 0
@@ -273,8 +289,9 @@ class _Scale:
                 self.shared[key] -= 1
                 if self.shared[key]:
                     size = 0
-            if gone:
+            if deleted:
                 account.deleted.bytes += size
+                self.gone[name] = size
             account.hides.names += 1
             account.hides.bytes += size
             theirs.wasted.names += 1
