@@ -98,7 +98,7 @@ def commit(engine: ArchiveMethods, name: str, target: str | None, request: Reque
             container = view.container
         failpoints.reach("commit.packed")
         stack = [*([] if request.squash else base.layers), *([layer] if layer else [])]
-        created = rfc3339((at if at is not None else newest) or container.created)
+        created = rfc3339(at if at is not None else newest or container.created)
         step = {
             "created": created,
             "created_by": " ".join(command_of(settings(base.config, container))),

@@ -12,6 +12,7 @@ import stat
 from errno import ENODATA, ENOTSUP, ENXIO
 
 from ..errors import LayerError
+from ..kernel.mount import fstatfs_type
 from .dirs import Directories
 from .names import PRIVATE_XATTRS, WHITEOUT, shown
 from .owners import translated
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         def kind(self) -> str: ...
 
 
+_FUSE_SUPER_MAGIC = 0x65735546  # man statfs
 _BLOCK = 512
 _CHUNK = 1 << 20
 _TYPES = {
@@ -100,6 +102,8 @@ class _Packer:
         self.written = 0
         self.listed: set[bytes] = set()  # directories that have an entry
         self.links: dict[tuple[int, int], bytes] = {}
+        # fuse-overlayfs says 1 of a file of several names until it has been looked at twice.
+        self.counts_links = fstatfs_type(self.root) != _FUSE_SUPER_MAGIC
 
     def change(self, path: bytes, kind: str) -> None:
         directory, _, base = path.rpartition(b"/")
@@ -160,7 +164,7 @@ class _Packer:
                         os.close(fd)
                 else:
                     self.node(directory, base, path, handle, found)
-                if found.st_nlink > 1:
+                if found.st_nlink > 1 or not self.counts_links:
                     self.links[found.st_dev, found.st_ino] = path
         finally:
             os.close(handle)
@@ -171,7 +175,7 @@ class _Packer:
 
         With all the file's attributes: tarfile and docker set a link's mode and owner, and so those of the file.
         """
-        first = self.links.get((found.st_dev, found.st_ino)) if found.st_nlink > 1 else None
+        first = self.links.get((found.st_dev, found.st_ino)) if self.links else None
         if first is None:
             return False
         above, _, name = first.rpartition(b"/")
