@@ -178,7 +178,9 @@ class ImageStore:
         repository, any name the record without one."""
         tagged = {(i.id, repository_of(i.reference)) for i in images if "@" not in i.reference}
         tagged |= {(i.id, "") for i in images if not i.unnamed}
-        return [i for i in images if "@" not in i.reference or (i.id, repository_of(i.reference)) not in tagged]
+        return [
+            i for i in images if "@" not in i.reference or (i.id, repository_of(i.reference)) not in tagged
+        ]
 
     def references(self, image: Image) -> tuple[Names, Names]:
         """(canonical tags, canonical repository digests) of the image with this ID, sorted."""
@@ -390,17 +392,22 @@ class ImageStore:
     def change(self, add: Sequence[Image], drop: Sequence[Image] = ()) -> None:
         """Write the records ``add``, publish, and only then remove those of ``drop``: what the index lists is in the
         stores at every moment, for blobs may go as soon as no record names them. Under `changing`."""
+        from ..storage import failpoints
         from .changing import Unpublished
         from .index import publish
 
         with Unpublished(self.path):
+            failpoints.reach("images.marked")
             self._write(add)
+            failpoints.reach("images.recorded")
             publish(self, add=add, drop=drop)
+            failpoints.reach("images.published")
             for image in drop:
                 try:
                     os.unlink(self.path_of(image))
                 except FileNotFoundError:
                     pass
+            failpoints.reach("images.removed")
 
     def _write(self, images: Sequence[Image]) -> None:
         from .content import write_file

@@ -33,7 +33,9 @@ MIGRATE = (
 )
 # Of making an image of a container, of which the first three are COMMIT's.
 IMAGE = (*COMMIT, "commit.packed", "commit.stored")
-# Of one driver and its store; a migration has two, and tests of its own; so has an image.
+# Of changing image records, and the OCI layout's index with them.
+IMAGES = ("images.marked", "images.recorded", "images.published", "images.removed")
+# Of one driver and its store; a migration has two, and tests of its own; so have images.
 ALL = (*INGEST, *PREPARE, *MOUNT, *COMMIT, *REMOVE, *GC)
 
 
