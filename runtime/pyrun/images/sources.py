@@ -144,9 +144,10 @@ class Sources:
         if not isinstance(error, Broken) or source.failures >= TRIES or (after or 0.0) > LONGEST_WAIT:
             self.drop(source, error)
             return
-        if after is None:
-            after = 0.0 if progress else doubling(source.failures)
-        source.ready = time.monotonic() + after * scale()
+        if after is None and not progress:
+            after = doubling(source.failures)
+        # One that got on keeps its place in the order; another comes after those not asked yet.
+        source.ready = time.monotonic() + after * scale() if after is not None else 0.0
 
     def drop(self, source: Source, error: ImageError) -> None:
         """Don't ask ``source`` again."""
