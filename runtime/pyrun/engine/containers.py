@@ -91,7 +91,7 @@ class ContainerMethods(ImageMethods):
             containers.remove_damaged(id, store.driver.name, store.remove)
             return
         containers.remove(id, force=force, remove=store.remove)
-        if not any(image.id == image_id for image in self._images().records()):
+        if not any(image.id == image_id for image in self._images().naming(image_id)):
             # `rmi -f` left the layers to this container: it may have been their last user.
             from ..images.gc import collect
             from ..storage.shelves import Shelves

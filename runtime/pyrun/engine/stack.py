@@ -299,7 +299,7 @@ def _opened_container(engine: ContainerMethods, name: str, container: Container)
             hint=f"Choose it with --storage {container.driver}, or move the container: pyrun storage migrate.",
         )
     images = engine._images()
-    image = next((one for one in images.records() if one.id == container.image_id), None)
+    image = next((one for one in images.naming(container.image_id) if one.id == container.image_id), None)
     if image is None:
         raise NotFound(
             f"the image of container {container.name} is no longer here, and with it what its layers are",

@@ -41,7 +41,7 @@ def _named(reference: Reference, images: ImageStore) -> Iterator[Image]:
         yield exact
     elif reference.digest:
         # By an index's digest: the records are named by manifests'.
-        for image in images.records():
+        for image in images.naming(reference.digest):
             if image.digest == reference.digest and image.reference.partition("@")[0] == reference.repository:
                 yield image
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..storage.layers import check_depth
+from ..storage.layers import SETTLED, check_depth
 from .client import RegistryClient
 from .content import ContentStore
 from .digest import short
@@ -79,7 +79,8 @@ class Pulling:
         if newer or fetched:
             if self.layers.chained and keys:
                 self.layers.complete(keys[-1])
-            self.layers.sync()
+            self.layers.sync(older=SETTLED)  # what earlier pulls left to the kernel
+            self.layers.mark()
             self.images.put(image)
         return PullResult(image, newer)
 
@@ -113,7 +114,8 @@ class Pulling:
         from .fetch import LayerFetch
 
         # Pairs that an earlier pull proved to belong together; for others the blob is unpacked to find out.
-        proven = {(layer.digest, layer.diff_id) for image in self.images.records() for layer in image.layers}
+        known = self.images.naming(*{layer.digest for layer in resolved.manifest.layers})
+        proven = {(layer.digest, layer.diff_id) for image in known for layer in image.layers}
         plan: dict[tuple[str, str], LayerFetch] = {}
         stack: list[LayerFetch] = []
         for layer, diff_id, key in zip(
