@@ -18,7 +18,8 @@ Report = Callable[[str, int, int], None]  # status, current, total
 Work = Callable[[RegistryClient, Report, threading.Event], str]
 
 INTERVAL = 0.1  # seconds between two reports of one state
-LINGER = 5.0  # seconds that threads get to tidy up after a failure or Ctrl-C
+GRACE = 1.0  # seconds that threads get to end by themselves after a failure or Ctrl-C
+LINGER = 5.0  # seconds they get then, without the connections that they waited for, to tidy up
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,8 @@ def run(
     """Do every task, ``at_once`` of them at a time, in order of start; each thread with a twin of ``client``.
 
     ``progress``, and the client's ``notice``, are called here. The first failure gives up the others and is
-    raised; whatever ends this call early, Ctrl-C too, lets the threads have `LINGER` seconds to ask the registry
-    to forget what it got.
+    raised; whatever ends this call early, Ctrl-C too, lets the threads have some seconds (`GRACE`, `LINGER`)
+    to ask the registry to forget what it got.
     """
     waiting = deque(tasks)
     events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
@@ -63,14 +64,21 @@ def run(
     finally:
         if left:
             stop.set()
+            # What is short ends by itself, and an upload whose place is known can be taken back.
+            _join(threads, GRACE)
             for member in members:
                 member.abort()
-        until = time.monotonic() + LINGER
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join(max(0.0, until - time.monotonic()))
+        _join(threads, LINGER)
         for member in members:
             member.close()
+
+
+def _join(threads: Sequence[threading.Thread], seconds: float) -> None:
+    """Wait for them, ``seconds`` at most in all."""
+    until = time.monotonic() + seconds
+    for thread in threads:
+        if thread.ident is not None:
+            thread.join(max(0.0, until - time.monotonic()))
 
 
 def _work(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DigestMismatch, ImageError, ManifestUnknown, RegistryError
-from .client import RegistryClient
+from .client import ACCEPT, RegistryClient
 from .digest import is_digest, sha256
 from .model import MAX_DOCUMENT, OCI_INDEX, Index, parse
 from .printable import printable
@@ -70,11 +70,11 @@ def refer(client: RegistryClient, document: Document, subject: str) -> None:
     tag = subject.replace(":", "-")
     entry = _entry(document)
     for last in (False,) * (TRIES - 1) + (True,):
-        answer = client.request("GET", f"manifests/{tag}", {"Accept": OCI_INDEX})
+        answer = client.request("GET", f"manifests/{tag}", {"Accept": ACCEPT})
         etag = answer.header("ETag")
         listed: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
         if answer.status == 200:
-            listed = _listed(answer.read(MAX_DOCUMENT), tag)
+            listed = _listed(answer.read(MAX_DOCUMENT), answer.header("Content-Type") or "", tag)
         elif answer.status == 404:
             answer.discard()
         else:
@@ -100,16 +100,17 @@ def refer(client: RegistryClient, document: Document, subject: str) -> None:
         return
 
 
-def _listed(data: bytes | None, tag: str) -> dict[str, Any]:
-    if data is None:
-        raise ImageError(f"the index {tag} is larger than {MAX_DOCUMENT >> 20} MiB")
+def _listed(data: bytes | None, media_type: str, tag: str) -> dict[str, Any]:
     what = f"the index {tag}"
+    if media_type.partition(";")[0].strip().lower() != OCI_INDEX:
+        raise ImageError(
+            f"{tag} is not a list of what refers to an image, but {printable(media_type, 200)!r}",
+            hint="Something else was pushed under this tag, which the OCI distribution spec keeps for the list.",
+        )
+    if data is None:
+        raise ImageError(f"{what} is larger than {MAX_DOCUMENT >> 20} MiB")
     parse(data, Index, what)
     listed: dict[str, Any] = json.loads(data)
-    if listed.get("mediaType", OCI_INDEX) != OCI_INDEX:
-        raise ImageError(
-            f"{what} is not a list of referrers", hint="Something else was pushed under this tag."
-        )
     return listed
 
 

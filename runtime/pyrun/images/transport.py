@@ -226,8 +226,8 @@ class Transport:
         """Send, and ``follow`` up to ten redirects. Raises `RegistryError` for anything but an HTTP answer.
 
         ``body``: bytes, or a binary file that is sent from where it stands; "Content-Length" among the headers
-        says how much. It is sent once: where a redirect or a closed connection calls for it again, a file is
-        sought back to where it stood.
+        says how much. Where a redirect calls for it again, a file is sought back to where it stood; where the
+        connection breaks, bytes may be sent again, and a file is not.
 
         Authorization is dropped as soon as scheme, host or port change. A redirect from https to http is
         refused, and so is anything that leads from elsewhere to loopback or a link-local address: a registry
@@ -293,9 +293,10 @@ class Transport:
                         raw, connection, origin, deadline, self.patience, origin == self._origin(origin[0])
                     )
                 except (http.client.RemoteDisconnected, ConnectionError, http.client.CannotSendRequest):
-                    # A kept connection may have been closed by the other side since; a fresh one may not.
+                    # A kept connection may have been closed by the other side since; a fresh one may not. How much
+                    # of a file got through is for the caller to find out.
                     connection.close()
-                    if fresh or attempt == 2:
+                    if fresh or attempt == 2 or not (body is None or isinstance(body, bytes)):
                         raise
                 except BaseException:
                     connection.close()

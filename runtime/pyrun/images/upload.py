@@ -280,10 +280,13 @@ class Upload:
                     reached = 0
                 resume = True
                 if not again.free:
-                    seconds = max(again.wait or 0.0, doubling(failures))
-                    self._client.notice(
-                        f"{again.error.message}; trying again in {seconds:.0f} s ({failures} of {TRIES - 1})"
-                    )
+                    # At once after the first that broke: the registry may just have closed an idle connection.
+                    seconds = again.wait or (doubling(failures - 1) if failures > 1 else 0.0)
+                    if seconds:
+                        count = f"{failures} of {TRIES - 1}"
+                        self._client.notice(
+                            f"{again.error.message}; trying again in {seconds:.0f} s ({count})"
+                        )
                     if self._stop.wait(seconds * scale()):
                         raise Cancelled from None
 
