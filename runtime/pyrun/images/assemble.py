@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DigestMismatch, ImageError
 from ..layers import confined
-from ..storage.layers import check_depth
+from ..storage.layers import SETTLED, check_depth
 from ..storage.locks import SharedLock
 from .blob import Plain, StoredBlob
 from .codec import Buffer
@@ -187,7 +187,8 @@ def store_image(
     `DigestMismatch`, `StorageError`. The caller is `assembling`.
     """
     image = make_image(config, stack, content=content, layers=layers, manifest=manifest, digest=digest)
-    layers.sync()
+    layers.sync(older=SETTLED)
+    layers.mark()
     return name_image(images, image, names)
 
 

@@ -42,8 +42,11 @@ class LayerStore(Protocol):
     def complete(self, key: str, /) -> None:
         """Do for the topmost layer what is left out for an inner one."""
 
-    def sync(self) -> None:
-        """Put every layer made so far on disk."""
+    def mark(self) -> None:
+        """Let layers that are not on disk yet be made again after a power cut."""
+
+    def sync(self, *, older: float = 0.0) -> None:
+        """Put every layer on disk that was made ``older`` seconds ago or before."""
 
     def keys(self) -> Iterable[str]: ...
 
