@@ -81,7 +81,8 @@ def test_the_settings_of_the_container_become_the_images(fresh: Pyrun) -> None:
     fresh.ok(
         "run", "--name", "set",
         "-e", "A=1", "-e", "B=two words", "-w", "/work", "-u", "33:33", "-v", "/data",
-        "-v", "/etc:/bound:ro", "--hostname", "never", "--entrypoint", "/bin/sh", "busybox", "-c", "echo $A-$B; id -u; pwd",
+        "-v", "/etc:/bound:ro", "--hostname", "never", "--entrypoint", "/bin/sh",
+        "busybox", "-c", "echo $A-$B; id -u; pwd",
     )  # fmt: skip
     fresh.ok("commit", "set", "app")
     found = config(fresh, "app")["config"]

@@ -192,13 +192,14 @@ def _layer(view: View, content: ContentStore, request: Request) -> tuple[ImageLa
     in seconds, among those that are not in the future; 0.0 for none."""
     container = view.container
     # What a clock that was wrong, or touch(1), wrote is no time for an image.
-    latest = int((container.finished if view.pidfd < 0 and container.finished else time.time()) * 1e9)
+    ended = int(container.finished * 1e9) if view.pidfd < 0 else 0
     newest = entries = 0
 
     def seen(name: bytes, mtime_ns: int) -> None:
         nonlocal newest, entries
         entries += 1
-        newest = max(newest, mtime_ns) if mtime_ns <= latest else newest
+        if newest < mtime_ns <= (ended or time.time_ns()):
+            newest = mtime_ns
 
     class Out:
         @staticmethod

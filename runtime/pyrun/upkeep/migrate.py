@@ -237,6 +237,12 @@ class _Migration:
             return  # removed just now
         if lock is None:
             raise Conflict(f"the container {container.name} was started meanwhile", hint="Stop it first.")
+        if self.scene.containers.is_read(container.id):
+            os.close(lock)  # it was running when that began, and its writable layer is mounted still
+            raise Conflict(
+                f"the files of the container {container.name} are being read (diff, export, commit)",
+                hint="Wait until that is done.",
+            )
         try:
             self._move_locked(container, directory, images)
         except PyrunError as error:
