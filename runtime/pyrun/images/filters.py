@@ -189,33 +189,37 @@ def until(text: str, value: str) -> float:
 def glob(pattern: str) -> re.Pattern[str]:
     """A pattern as Go's path.Match reads it: ``*`` and ``?`` stop at a slash, ``[a-z]`` and ``[^a-z]`` are classes,
     a backslash takes what follows as it is. Raises `UsageError`."""
-    parts: list[str] = []
+    chunks: list[list[str]] = [[]]  # what stands between the stars
     at = 0
     while at < len(pattern):
         char = pattern[at]
         at += 1
         if char == "*":
-            if parts[-1:] != ["[^/]*"]:
-                parts.append("[^/]*")
+            if chunks[-1] or len(chunks) == 1:
+                chunks.append([])
         elif char == "?":
-            parts.append("[^/]")
+            chunks[-1].append("[^/]")
         elif char == "[":
             end = pattern.find("]", at + 1 + (pattern[at : at + 1] == "^"))
             inside = pattern[at:end].removeprefix("^")
             if end < 0 or not inside:
                 raise UsageError(f"{pattern!r} is not a pattern: a [ has no ]")
             negated = "^" if pattern[at] == "^" else ""
-            parts.append(f"[{negated}{_SPECIAL.sub(_ESCAPED, inside)}]")
+            chunks[-1].append(f"[{negated}{_SPECIAL.sub(_ESCAPED, inside)}]")
             at = end + 1
         elif char == "\\":
             if at == len(pattern):
                 raise UsageError(f"{pattern!r} is not a pattern: it ends in a backslash")
-            parts.append(re.escape(pattern[at]))
+            chunks[-1].append(re.escape(pattern[at]))
             at += 1
         else:
-            parts.append(re.escape(char))
+            chunks[-1].append(re.escape(char))
+    first, *rest = ["".join(chunk) for chunk in chunks]
+    # The first place at which a chunk fits is as good as any later, so nothing is gone back to: the time is linear.
+    middle = "".join(f"(?>[^/]*?{chunk})" for chunk in rest[:-1])
+    last = f"[^/]*{rest[-1]}" if rest else ""
     try:
-        return re.compile("".join(parts), re.DOTALL)
+        return re.compile(first + middle + last, re.DOTALL)
     except re.error as error:
         raise UsageError(f"{pattern!r} is not a pattern: {error}") from None
 
