@@ -43,6 +43,8 @@ def describe(engine: Engine) -> dict[str, Any]:
     except PyrunError as error:
         store["driver"] = ""
         store["driver_state"] = error.message
+    # Last: as an ordinary user the engine is in its user namespace by now, which is where it unpacks.
+    host["unpacking"] = _unpacking()
     return {
         "version": __version__,
         "driver_api": API,
@@ -50,6 +52,14 @@ def describe(engine: Engine) -> dict[str, Any]:
         "host": host,
         "store": store,
     }
+
+
+def _unpacking() -> str:
+    """How the processes that unpack layers are kept from everything else; what can't be had is named."""
+    from .layers.confined import probe
+
+    missing = probe()
+    return f"confined, without: {'; '.join(missing)}" if missing else "confined"
 
 
 def _os_name() -> str:

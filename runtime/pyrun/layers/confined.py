@@ -91,7 +91,7 @@ class Reader(io.RawIOBase):
 
     def __init__(
         self,
-        feed: Generator[Buffer, None, None],
+        feed: Iterable[Buffer],
         transform: Transform,
         told: Callable[[], Any],
         settle: Callable[[Any], None],
@@ -120,14 +120,15 @@ class Reader(io.RawIOBase):
         self._thread = threading.Thread(target=self._pump, args=(feed,), daemon=True)
         self._thread.start()
 
-    def _pump(self, feed: Generator[Buffer, None, None]) -> None:
+    def _pump(self, feed: Iterable[Buffer]) -> None:
         try:
             self._child.send(feed, lambda: self._stopped)
         except BaseException as failure:
             self._failure = failure
             self._child.send(())  # the end, for the child; the reader finds the failure there
         finally:
-            feed.close()
+            if isinstance(feed, Generator):
+                feed.close()
 
     def readable(self) -> bool:
         return True
@@ -388,7 +389,7 @@ def _live(
             confinement.settle_signals()
             _take(*fds)
             root = confined.enter(_ROOT)
-            confined.drop(keep)
+            confined.drop(keep, root)
             gate = _Gate()
             stream = ThreadedReader(lambda discarding: gate.behind(transform))
             confined.seal()

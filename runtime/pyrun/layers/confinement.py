@@ -15,9 +15,9 @@ import signal
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 
+from ..kernel import landlock, seccomp
 from ..kernel import mount as m
 from ..kernel import process as p
-from ..kernel import seccomp
 
 NAMESPACES = {
     "mount": p.CLONE_NEWNS,
@@ -121,6 +121,7 @@ class Confinement:
         self._namespaces = namespaces
         self._detached = detached
         self._memory = memory
+        self._own_root = False
         self._arch = seccomp.native()
 
     def enter(self, tree: int) -> int:
@@ -132,11 +133,11 @@ class Confinement:
                     continue  # it would hold for children only
                 done = self._try(f"{name} namespace", partial(p.unshare, flag))
                 own_mounts = own_mounts or (done and flag == p.CLONE_NEWNS)
-        if own_mounts and self._detached:
-            if not self._try("root of its own", lambda: self._pivot(tree)):
-                self._try("chroot", lambda: _chroot(tree))
-        else:
-            self.missing.append("root of its own: the directory's mount could not be cloned")
+        if not self._detached:
+            self.missing.append("root of its own: the directory's mount can't be cloned")
+        elif own_mounts:
+            self._own_root = self._try("root of its own", lambda: self._pivot(tree))
+        if not self._own_root:
             self._try("chroot", lambda: _chroot(tree))
         root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
         os.close(tree)
@@ -153,8 +154,9 @@ class Confinement:
         m.umount(b".", m.MNT_DETACH)
         os.chdir("/")
 
-    def drop(self, keep: Iterable[str]) -> None:
-        """Keep the capabilities ``keep`` of those that there are, and no others for good; set the limits."""
+    def drop(self, keep: Iterable[str], root: int) -> None:
+        """Keep the capabilities ``keep`` of those that there are, and no others for good; set the limits. Where
+        ``root`` is no root of its own, Landlock keeps it from the files of others."""
         kept = sum(1 << CAPABILITIES[name] for name in keep)
         _, permitted, _ = p.capget()
         p.clear_ambient()
@@ -169,6 +171,8 @@ class Confinement:
                 raise
         p.capset(permitted & kept, permitted & kept, 0)
         p.set_no_new_privs()
+        if not self._own_root:
+            self._try("landlock", lambda: landlock.confine_to(root))
         limits = dict(LIMITS)
         if self._memory and _wide():
             limits[resource.RLIMIT_AS] = self._memory + MEMORY
