@@ -3,9 +3,11 @@ say it in these terms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
 
 if TYPE_CHECKING:
     from .credentials import Credentials
@@ -32,6 +34,7 @@ class Access:
     tls_verify: bool | None = None
     cert_dir: str | None = None
     notice: Callable[[str], None] = field(default=unheard, repr=False, compare=False)
+    _found: Mapping[Endpoint, Credentials | ConfigError | None] | None = field(default=None, repr=False)
 
     def find(self, endpoint: Endpoint) -> Credentials | None:
         """The credentials for ``endpoint``, read anew; None where there are none.
@@ -41,9 +44,26 @@ class Access:
         """
         if self.credentials is not None and not endpoint.mirror:
             return self.credentials
+        if self._found is not None and endpoint in self._found:
+            found = self._found[endpoint]
+            if isinstance(found, ConfigError):
+                raise found
+            return found
         from .credentials import files, lookup
 
         return lookup(endpoint.host, endpoint.path, files(self.authfile))
+
+    def ahead(self, endpoints: Sequence[Endpoint]) -> Access:
+        """This, with the credentials for ``endpoints`` looked up now, before the process enters a user namespace:
+        keychains tell their owner by the user's number, which is another there. What goes wrong is raised only where
+        they are needed."""
+        found: dict[Endpoint, Credentials | ConfigError | None] = {}
+        for endpoint in endpoints:
+            try:
+                found[endpoint] = self.find(endpoint)
+            except ConfigError as error:
+                found[endpoint] = error
+        return replace(self, _found=found)
 
     def insecure(self, endpoint: Endpoint) -> bool:
         """Whether plain HTTP, and certificates that can't be verified, are allowed."""

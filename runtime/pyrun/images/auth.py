@@ -74,12 +74,12 @@ class Authorizer:
     """Finds the Authorization header that a registry asks for, and keeps tokens until they expire.
 
     ``find`` is called once, and only where the registry asks. Tokens are per list of scopes, and survive a fork: what
-    the parent has, a worker needs not ask for. Threads that need the same token wait for the one that fetches it.
+    the parent has, a worker needs not ask for. Threads that need the same token wait for the one that fetches it, each
+    over connections of its own: ``sender`` is the caller's.
     """
 
     def __init__(self, sender: Sender, find: Callable[[], Credentials | None]) -> None:
         self._sender = sender
-        self._transport: Transport = sender.transport
         self._find = find
         self._credentials: Credentials | None = None
         self._looked = False
@@ -91,27 +91,36 @@ class Authorizer:
         self.identity_token = ""  # a refresh token that the token server gave where one was asked for
 
     @property
+    def _transport(self) -> Transport:
+        return self._sender.transport
+
+    @property
     def credentials(self) -> Credentials | None:
         if not self._looked:
             self._credentials, self._looked = self._find(), True
         return self._credentials
 
-    @property
-    def wanted(self) -> bool:
-        """Whether the registry's ``/v2/`` asks for authorization. The first call asks it."""
-        with self._lock:
-            return bool(self._base())
-
-    def header(self, scopes: Sequence[str], *, offline: bool = False) -> str | None:
+    def header(
+        self, scopes: Sequence[str], *, offline: bool = False, sender: Sender | None = None
+    ) -> str | None:
         """What to send with a request that needs ``scopes``, None where nothing is asked for or there is nothing
         to answer with. ``offline``: ask for an identity token, too (`identity_token`)."""
         with self._lock:
+            self._sender = sender or self._sender
             return self._answer(self._base(), tuple(scopes), offline)
 
-    def answer(self, challenge: str | None, scopes: Sequence[str], refused: str | None) -> str | None:
+    def answer(
+        self,
+        challenge: str | None,
+        scopes: Sequence[str],
+        refused: str | None,
+        *,
+        sender: Sender | None = None,
+    ) -> str | None:
         """What to send after a 401 with ``challenge`` instead of ``refused``; None where there is nothing better."""
         key = tuple(scopes)
         with self._lock:
+            self._sender = sender or self._sender
             asked = challenges(challenge or "") or self._base()
             held = self._tokens.get(key)
             for scheme, parameters in asked:

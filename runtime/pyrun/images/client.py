@@ -73,7 +73,7 @@ class RegistryClient:
         """Have a token at hand if this registry asks for one, for this repository and ``scopes`` beside.
 
         Raises as `request`."""
-        self._authorizer.header(self._scopes(scopes))
+        self._authorizer.header(self._scopes(scopes), sender=self._sender)
 
     def verify(self, *, offline: bool = False) -> str:
         """Make sure that the registry takes the credentials: it answers ``/v2/`` to them, or asks for none.
@@ -262,12 +262,14 @@ class RegistryClient:
         own = not absolute or self._transport.is_home(url)
         again = method in IDEMPOTENT and not (absolute and method == "PUT")
         start = body.tell() if body is not None and not isinstance(body, bytes) else 0
-        known = self._authorizer.header(wanted) if own else None
+        known = self._authorizer.header(wanted, sender=self._sender) if own else None
         sent = {**headers, "Authorization": known} if known else headers
         response = self._sender.request(method, url, sent, body, idempotent=again, tries=tries)
         if response.status == 401 and own and response.home:
             refusal = response.read(MAX_ERROR_BODY) or b""
-            answer = self._authorizer.answer(response.header("WWW-Authenticate"), wanted, known)
+            answer = self._authorizer.answer(
+                response.header("WWW-Authenticate"), wanted, known, sender=self._sender
+            )
             if answer is None:
                 raise self._denied(refusal)
             if body is not None and not isinstance(body, bytes):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..errors import RegistryError
 from ..storage.layers import SETTLED, check_depth
 from .client import RegistryClient
 from .content import ContentStore
@@ -130,6 +131,8 @@ class Pulling:
                 self._say(short(layer.digest), "Pulling fs layer")
                 plan[pair] = fetch
         todo = list(plan.values())
+        if not all(fetch.stored() for fetch in todo):
+            self._authorize(resolved.clients)
         at_once = (os.cpu_count() or 1) + 1
         for fetch in todo[at_once:]:
             self._say(short(fetch.digest), "Waiting")
@@ -138,6 +141,15 @@ class Pulling:
         else:
             self._work(todo, LayerFetch.ingest, at_once)
         return bool(todo)
+
+    def _authorize(self, clients: Sequence[RegistryClient]) -> None:
+        """Have the token that the workers need: one for all of them instead of one each."""
+        try:
+            clients[0].authorize()
+        except RegistryError:
+            return  # there may be other places; a worker will say what is wrong with this one
+        finally:
+            clients[0].close()
 
     def _fetch_chained(self, todo: Sequence[LayerFetch], stack: Sequence[LayerFetch], at_once: int) -> None:
         """A layer is made from its parent's native form: blobs side by side, then layers bottom to top."""
