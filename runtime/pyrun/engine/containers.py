@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from ..storage.store import Store
 
 
+# What images for the host are most often recorded as; anything else is looked at closely.
+_NATIVE = {
+    "x86_64": "linux/amd64",
+    "aarch64": "linux/arm64",
+    "s390x": "linux/s390x",
+    "riscv64": "linux/riscv64",
+}
+
+
 class ContainerMethods(ImageMethods):
     """What `Engine` does with containers, which are made from images."""
 
@@ -50,6 +59,8 @@ class ContainerMethods(ImageMethods):
         # From the look at the image on: garbage collection must not come between that and the container's record.
         with SharedLock(f"{self.root}/locks/store"):
             found = self._local_or_pulled(image, pull, platform, progress)
+            if found.platform != _NATIVE.get(os.uname().machine):
+                self._check_platform(image, found, platform, progress)
             layers = self._layers(store, found)
             made = create.create(
                 store,
@@ -63,6 +74,18 @@ class ContainerMethods(ImageMethods):
                 size=self._size,
             )
         return run.start(made, containers, options, self.state)
+
+    def _check_platform(
+        self, name: str, image: Image, platform: str | None, progress: Callable[[Progress], None] | None
+    ) -> None:
+        """Refuse what can't run here, before anything is made for it."""
+        from ..images.record import Progress
+        from .foreign import check_runs
+
+        asked = bool(platform or os.environ.get("DOCKER_DEFAULT_PLATFORM"))
+        warning = check_runs(name, image.platform, asked=asked)
+        if warning and progress:
+            progress(Progress("", warning))
 
     def containers(self, *, all: bool = False) -> list[Container]:
         """The running containers, or all of them; newest first."""
