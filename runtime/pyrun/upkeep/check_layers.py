@@ -92,6 +92,11 @@ class LayerCheck:
         except PyrunError:
             key, path = key.removeprefix("sha256:"), f"{layers.directory}/{key.removeprefix('sha256:')}"
             return self._rubbish("not-a-layer", name, key, path, "nothing of pyrun's has such a name")
+        # First of all: of such a layer nothing is believed, and nothing missed.
+        if os.path.isdir(path) and self._unsynced(layers, path):
+            return self._layer(
+                "layer-unsynced", name, key, "the power went before it was on the disk for certain"
+            )
         try:
             meta = records.read(f"{path}/meta.json")
             recorded = str(meta["listing"])
@@ -107,10 +112,6 @@ class LayerCheck:
         why = self._notes_damaged(path)
         if why:
             return self._layer("layer-damaged", name, key, why, harm=True)
-        if self._unsynced(layers, path):
-            return self._layer(
-                "layer-unsynced", name, key, "the power went before it was on the disk for certain"
-            )
         try:
             # What a chained driver has under other layers is not mounted, and was not listed.
             if recorded and listing(path) != recorded:
