@@ -94,7 +94,7 @@ def test_readers_never_see_an_invalid_layout_while_commands_change_it_and_are_ki
         lambda: ["rmi", "--no-prune", chance.choice(NAMES)],
     ]
     killed = 0
-    deadline = time.monotonic() + 14
+    deadline = time.monotonic() + 10
     with Observer(pyrun.root / "content") as observer:
         while time.monotonic() < deadline and observer.failure is None:
             running = [
@@ -170,6 +170,26 @@ def test_the_next_writer_sets_right_what_a_killed_one_left(tmp_path: Path, point
     assert index.agrees(images)
     assert set(layout.look()) == {i.reference for i in images.records() if not i.unnamed}
     assert list(Path(images.path).glob(".*")) == []
+
+
+def test_an_index_that_a_killed_writer_left_behind_is_no_damage(pyrun: Pyrun) -> None:
+    pyrun.ok("pull", "-q", NAMES[0])
+    images = ImageStore(str(pyrun.root))
+
+    def work() -> None:
+        def armed(name: str) -> None:
+            if name == "images.recorded":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        failpoints.armed = armed
+        images.tag(NAMES[0], "other:x")
+
+    assert in_a_child(work) == -signal.SIGKILL
+    done = pyrun("system", "check", "-q", "--format", "json")
+    (found,) = map(json.loads, done.stdout.splitlines())
+    assert (done.returncode, found["Kind"], found["Harm"]) == (0, "index-damaged", "false")
+    pyrun.ok("system", "check", "-q", "--repair")
+    assert pyrun.ok("system", "check", "-q", "--format", "json") == ""
 
 
 def test_blobs_do_not_go_while_a_stale_index_names_them(pyrun: Pyrun) -> None:

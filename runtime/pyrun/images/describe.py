@@ -105,7 +105,8 @@ def _graph_driver(root: str, image: Image) -> dict[str, Any]:
         for key in dict.fromkeys(reversed(pair)):
             path = f"{root}/layers/{driver}/{key.removeprefix('sha256:').replace(':', '-')}"
             if os.path.exists(f"{path}/meta.json"):
-                paths.insert(0, path)
+                tree = f"{path}/fs"
+                paths.insert(0, tree if os.path.isdir(tree) else path)
                 break
     data = {}
     if paths:

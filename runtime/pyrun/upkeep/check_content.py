@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import PyrunError
 from ..images import index
+from ..images.changing import MARK
 from ..images.layerstore import layer_keys
 from ..images.record import Image
 from ..storage.locks import Lock
@@ -187,11 +188,15 @@ def check_index(scene: Scene) -> list[Problem]:
             why = f"it can't be read: {error}"
     if not why:
         return []
+    behind = os.path.exists(f"{scene.images.path}/{MARK}")
+    if behind:
+        why += ", for a writer was killed; the next one writes it again"
     return [
         Problem(
             "index-damaged",
             "content/index.json",
             why,
+            harm=not behind,
             fix="write it again from the image records",
             repair=partial(repair.republish, scene),
         )
