@@ -80,7 +80,7 @@ def make():
         for name in (*names, *files):
             path = os.path.join(directory, name)
             os.utime(path, ns=(MTIME, MTIME), follow_symlinks=False)
-    for path in ("/tree", "/etc", "/root", "/"):
+    for path in ("/tree", "/etc/group", "/etc", "/root", "/"):
         os.utime(path, ns=(MTIME, MTIME))
 
 

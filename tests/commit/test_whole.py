@@ -30,8 +30,14 @@ def same(one: Files, two: Files) -> None:
     }
 
 
-def test_a_tar_and_an_image_have_what_the_container_sees(site: Site, tmp_path: Path) -> None:
+ids: dict[str, str] = {}  # of what the cases below committed, by store
+
+
+def test_a_tar_and_an_image_have_what_the_container_sees(
+    site: Site, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     pyrun = site.pyrun
+    pyrun.env = {**pyrun.env, "SOURCE_DATE_EPOCH": "1700000000"}
     os.chmod(tmp_path.parent, 0o755)
     process, seen = site.start("files", "make")
     try:
@@ -48,6 +54,9 @@ def test_a_tar_and_an_image_have_what_the_container_sees(site: Site, tmp_path: P
     assert pyrun.ok("diff", "files") == listed
     assert (tmp_path / "running.tar").read_bytes() == (tmp_path / "stopped.tar").read_bytes()
     assert pyrun.ok("commit", "files", "committed:stopped") == running
+    # Whoever committed it, and however it is stored, it is the same image.
+    ids[request.node.name] = running
+    assert len(set(ids.values())) == 1, ids
     squashed = pyrun.ok("commit", "--squash", "files", "squashed")
     assert pyrun.ok("commit", "--squash", "files") == squashed
     exported = files_of(tmp_path / "stopped.tar")

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _FUSE_SUPER_MAGIC = 0x65735546  # man statfs
 _BLOCK = 512
+_PAGE = 4096
 _CHUNK = 1 << 20
 _TYPES = {
     stat.S_IFREG: b"0",
@@ -103,7 +104,7 @@ class _Packer:
         self.listed: set[bytes] = set()  # directories that have an entry
         self.links: dict[tuple[int, int], bytes] = {}
         # fuse-overlayfs says 1 of a file of several names until it has been looked at twice.
-        self.counts_links = fstatfs_type(self.root) != _FUSE_SUPER_MAGIC
+        self.is_fuse = fstatfs_type(self.root) == _FUSE_SUPER_MAGIC
 
     def change(self, path: bytes, kind: str) -> None:
         directory, _, base = path.rpartition(b"/")
@@ -164,7 +165,7 @@ class _Packer:
                         os.close(fd)
                 else:
                     self.node(directory, base, path, handle, found)
-                if found.st_nlink > 1 or not self.counts_links:
+                if found.st_nlink > 1 or self.is_fuse:
                     self.links[found.st_dev, found.st_ino] = path
         finally:
             os.close(handle)
@@ -225,7 +226,11 @@ class _Packer:
     def file(self, path: bytes, fd: int, found: os.stat_result) -> None:
         mode, size = stat.S_IMODE(found.st_mode), found.st_size
         xattrs = self.xattrs(b"/proc/self/fd/%d" % fd, follow=True)
-        runs = _runs(fd, size) if size and found.st_blocks * 512 < size else [(0, size)]
+        runs = [(0, size)]
+        if size and found.st_blocks * 512 < size:
+            runs = _runs(fd, size)
+            if self.is_fuse and runs == [(0, size)]:
+                runs = _written(fd, size)  # a FUSE server knows that there are holes, and need not know where
         if len(runs) == 1 and runs[0] == (0, size):
             self.header(path, b"0", mode, *self.ids(found), size, found.st_mtime_ns, xattrs)
             self.content(path, fd, 0, size)
@@ -386,6 +391,25 @@ def _runs(fd: int, size: int) -> list[tuple[int, int]]:
         end = min(at + -at % _BLOCK, size)
         if end > start:
             runs.append((start, end - start))
+    return runs
+
+
+def _written(fd: int, size: int) -> list[tuple[int, int]]:
+    """As `_runs`, by content: pages that are not zero."""
+    runs: list[tuple[int, int]] = []
+    empty = bytes(_PAGE)
+    for offset in range(0, size, _CHUNK):
+        data = os.pread(fd, _CHUNK, offset)
+        if not data.strip(b"\0"):
+            continue
+        for at in range(0, len(data), _PAGE):
+            page = data[at : at + _PAGE]
+            if page == empty[: len(page)]:
+                continue
+            if runs and sum(runs[-1]) == offset + at:
+                runs[-1] = (runs[-1][0], runs[-1][1] + len(page))
+            else:
+                runs.append((offset + at, len(page)))
     return runs
 
 
