@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -253,3 +254,33 @@ def test_a_registry_that_does_not_answer_is_named(tmp_path: Path) -> None:
         done = pyrun(*command)
         assert done.returncode == 1
         assert "127.0.0.1:1" in done.stderr
+
+
+def test_docker_hub_is_searched_at_its_index(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(30)
+        asked: list[bytes] = []
+
+        def serve() -> None:
+            connection, _ = proxy.accept()
+            with connection:
+                asked.append(connection.recv(4096).split(b"\r\n")[0])
+                connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        empty = tmp_path / "registries.conf"
+        empty.touch()
+        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        env = {
+            "CONTAINERS_REGISTRIES_CONF": str(empty),
+            "HTTPS_PROXY": address,
+            "NO_PROXY": "",
+            "no_proxy": "",
+        }
+        done = Pyrun(tmp_path / "r", tmp_path / "s", env={**env, "https_proxy": address})("search", "redis")
+        thread.join(30)
+    assert done.returncode == 1
+    assert asked == [b"CONNECT index.docker.io:443 HTTP/1.1"] or asked == [
+        b"CONNECT index.docker.io:443 HTTP/1.0"
+    ]

@@ -187,3 +187,15 @@ def test_where_apparmor_restricts_user_namespaces_the_profile_is_printed(
     assert "/etc/apparmor.d/pyrun" in text
     assert os.path.realpath(sys.executable) in text
     assert "userns," in text
+
+
+def test_images_are_named_listed_checked_and_removed(user: Pyrun) -> None:
+    user.ok("tag", "busybox", "mine:1")
+    assert "mine:1" in user.ok("images", "--tree")
+    assert user.ok("images", "-f", "reference=mine", "--format", "{{.Tag}}") == "1\n"
+    assert user.ok("system", "check", "-q", "mine:1").endswith("1 image: sound\n")
+    user.ok("untag", "busybox", "mine:1")
+    user.ok("tag", "busybox", "mine:2")
+    assert user.ok("rmi", "mine:2") == "Untagged: mine:2\n"
+    assert user.ok("image", "prune", "-f").endswith("Total reclaimed space: 0B\n")
+    assert "latest" in user.ok("tags", "-q", "busybox").split()
