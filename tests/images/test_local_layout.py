@@ -227,6 +227,32 @@ def test_records_that_came_without_the_index_are_listed_by_the_next_change(tmp_p
     assert index.agrees(images)
 
 
+def test_a_layout_that_is_completed_keeps_its_index(tmp_path: Path) -> None:
+    write_images(tmp_path, 2)
+    content = ImageStore(str(tmp_path)).content
+    before = Layout(content.path).look()
+    Path(content.path, "oci-layout").unlink()
+    content.make_layout()
+    assert Layout(content.path).look() == before
+    Path(content.path, "oci-layout").unlink()
+    Path(content.path, "index.json").unlink()
+    content.make_layout()
+    assert Layout(content.path).look() == {}
+    assert sorted(os.listdir(content.path)) == ["blobs", "index.json", "oci-layout"]
+
+
+def test_a_damaged_record_is_removed_by_what_it_calls_itself(tmp_path: Path) -> None:
+    write_images(tmp_path, 3)
+    images = ImageStore(str(tmp_path))
+    images.untag("app1:1")
+    (unnamed,) = [image for image in images.records() if image.unnamed]
+    for reference in (unnamed.reference, "app0:1"):
+        Path(images.path_of(images.get(reference))).write_bytes(b"{")
+        assert images.remove(reference) == [("Untagged", reference)]
+    assert set(Layout(images.content.path).look()) == {"docker.io/library/app2:1"}
+    assert index.agrees(images)
+
+
 def test_the_entry_of_a_damaged_record_stays_for_the_repair(tmp_path: Path) -> None:
     write_images(tmp_path, 3)
     images = ImageStore(str(tmp_path))

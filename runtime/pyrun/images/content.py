@@ -191,15 +191,17 @@ class ContentStore:
             return
         for algorithm in HEX_LENGTH:
             os.makedirs(os.path.join(self.path, "blobs", algorithm), mode=0o700, exist_ok=True)
+        index = os.path.join(self.path, "index.json")
         empty = os.path.join(self.path, f".tmp-{os.getpid()}-empty")
         write_file(empty, b'{"schemaVersion":2,"manifests":[]}')
         try:
-            # Never over one that another process published meanwhile.
-            os.link(empty, os.path.join(self.path, "index.json"))
+            os.link(empty, index)  # never over one that another process published meanwhile
         except FileExistsError:
             pass
-        finally:
-            os.unlink(empty)
+        except OSError:  # a file system without hard links
+            if not os.path.exists(index):
+                write_file(index, b'{"schemaVersion":2,"manifests":[]}')
+        os.unlink(empty)
         write_file(layout, _LAYOUT)
 
     def _missing_named(self, digest: str) -> _MissingNamed:

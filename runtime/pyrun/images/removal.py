@@ -37,7 +37,7 @@ def remove(images: ImageStore, name: str, *, force: bool, in_use: InUse, running
         try:
             image = images.get(name)
         except ConfigError:
-            return _remove_damaged(images, reference)
+            return _remove_damaged(images, reference.canonical if reference is not None else name)
         every = [other for other in images.naming(image.id) if other.id == image.id]
         by_name = reference is not None and (
             image.reference == reference.canonical
@@ -122,14 +122,14 @@ def _unnamed(image: Image) -> Image:
     return Image.from_json(record)
 
 
-def _remove_damaged(images: ImageStore, reference: Reference | None) -> Lines:
-    if reference is not None:
-        path = os.path.join(images.path, file_name(reference.canonical))
-        if os.path.exists(path):
-            os.unlink(path)
-            publish(images)
-            return [("Untagged", reference.familiar)]
-    raise NotFound("no such image")  # it went meanwhile
+def _remove_damaged(images: ImageStore, reference: str) -> Lines:
+    """Take away a record that can't be read: what it names is unknown, and so is who uses it."""
+    try:
+        os.unlink(os.path.join(images.path, file_name(reference)))
+    except FileNotFoundError:
+        raise NotFound(f"no such image: {reference}") from None
+    publish(images)
+    return [("Untagged", reference if reference[:1] == "@" else Reference.parse(reference).familiar)]
 
 
 def _told(going: list[Image], left: list[Image]) -> Lines:

@@ -53,7 +53,7 @@ def _named(scene: Scene, names: Sequence[str]) -> tuple[list[Image], set[str]]:
         try:
             image = scene.images.get(name)
         except ConfigError:
-            damaged.add(Reference.parse(name).canonical)
+            damaged.add(name if name[:1] == "@" else Reference.parse(name).canonical)
             continue
         found[image.reference] = image
     return list(found.values()), damaged
