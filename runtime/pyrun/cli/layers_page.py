@@ -260,7 +260,7 @@ def _waste_row(one: WasteReport) -> str:
         how, path = f"repeated in the tar of layer {one.by}", "(several)"
         shown = path
     else:
-        how, path = f"of layer {owners}, {one.how} by layer {one.by}", name_text(one.path)
+        how, path = f"layer {owners}, {one.how} by {one.by}", name_text(one.path)
         shown = f'<a href="#q={escape(_quoted(path))}" data-find="{escape(path)}">{escape(path)}</a>'
     return (
         f'<tr><td class="number">{human_size(one.bytes)}</td><td class="number">{one.names:,}</td>'
