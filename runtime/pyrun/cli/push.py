@@ -11,15 +11,12 @@ import typer
 from ..errors import PyrunError, UsageError
 from ..images.reference import Reference
 from . import options as shared
-from .output import flush, write
+from .output import flush, json_text, warn, write
 from .session import session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ..images.push import PushResult
-    from ..images.record import Progress
 
 
 def push(
@@ -54,42 +51,57 @@ def push(
             click_type=shared.complete_file,
         ),
     ] = None,
-    disable_content_trust: Annotated[
-        bool,
+    progress: Annotated[
+        str,
         typer.Option(
-            "--disable-content-trust", help="For docker's scripts: there is no signing to be turned off"
+            "--progress",
+            metavar="KIND",
+            help="'tty' (a bar a layer), 'plain' (a line a change), 'json' (an object a line), 'none', or 'auto':"
+            " tty on a terminal, else plain",
+            autocompletion=shared.one_of("auto", "json", "none", "plain", "tty"),
         ),
-    ] = True,
+    ] = "auto",
+    disable_content_trust: Annotated[
+        bool | None,
+        typer.Option(
+            "--disable-content-trust",
+            help="Accepted as docker does: nothing is ever signed with Docker Content Trust",
+        ),
+    ] = None,
     creds: shared.Creds = None,
     authfile: shared.AuthFile = None,
     cert_dir: shared.CertDir = None,
     tls_verify: shared.TlsVerify = None,
 ) -> None:
-    """Upload an image to a registry"""
+    """Upload an image to a registry
+
+    The image goes to the registry that its name tells of, or to DESTINATION; then IMAGE may be an ID, too. What the
+    registry has already is not sent. Manifests are sent byte for byte as they are stored, so digests stay: of an image
+    that came from an index, the whole index if all that it lists is in the store, else the manifest of its platform.
+
+    With --progress=json every line is an object: {"id", "status"} of a layer, with "current" and "total" bytes while
+    they count, and last {"status": "Pushed", "reference", "digest", "size"} of each name.
+    """
     if all_platforms and platform is not None:
         raise UsageError("--all-platforms and --platform exclude each other")
     if all_tags and (destination is not None or digestfile is not None):
         other = "--digestfile" if destination is None else "a destination"
         raise UsageError(f"--all-tags and {other} exclude each other")
-    if not disable_content_trust:
-        raise UsageError(
-            "--disable-content-trust=false: images can't be signed here",
-            hint="Sign what was pushed, by its digest, with a tool for it.",
-        )
+    from .progress import display_of
+
+    display = display_of("none" if quiet else progress, sys.stdout)
+    if disable_content_trust is False:
+        warn("pyrun: note: Docker Content Trust is not in use any more: images are pushed unsigned")
     engine = session(context).engine()
     access = shared.access(creds, authfile, cert_dir, tls_verify)
-    progress: Callable[[Progress], None] | None = None
-    if not quiet and sys.stdout is not None:
-        from .progress import PullDisplay
-
-        progress = PullDisplay(sys.stdout)
-        if destination is None and not all_tags and (reference := Reference.parse(image)).implicit:
-            write(f"Using default tag: {reference.tag}\n")
-            flush()
+    reference = None if destination is not None or all_tags else Reference.parse(image)
+    if reference is not None and reference.implicit and display is not None and display.words:
+        write(f"Using default tag: {reference.tag}\n")
+        flush()
     done: list[PushResult]
     if all_tags:
         done = engine.push_all(
-            image, platform=platform, all_platforms=all_platforms, access=access, progress=progress
+            image, platform=platform, all_platforms=all_platforms, access=access, progress=display
         )
     else:
         done = [
@@ -99,14 +111,22 @@ def push(
                 platform=platform,
                 all_platforms=all_platforms,
                 access=access,
-                progress=progress,
+                progress=display,
             )
         ]
     if digestfile is not None:
         _write_digest(digestfile, done[0].digest)
-    if quiet:
-        for pushed in done:
+    for pushed in done:
+        if quiet:
             write(f"{pushed.reference}\n")
+        elif progress == "json":
+            event = {
+                "status": "Pushed",
+                "reference": pushed.reference,
+                "digest": pushed.digest,
+                "size": pushed.size,
+            }
+            write(json_text(event) + "\n")
 
 
 def _write_digest(path: str, digest: str) -> None:
