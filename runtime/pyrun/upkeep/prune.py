@@ -43,7 +43,7 @@ def prune(
 ) -> Pruned:
     """Remove every container that nobody has in hand; images without a tag, or with ``all`` every one, that no
     container was made from; layers that then nothing needs under the driver in use, and those of other drivers
-    that no container of theirs needs; what dead processes left.
+    that no container of theirs needs; what dead processes left, and unfinished downloads.
 
     ``before`` (seconds since the epoch) spares containers and images made later, ``filters`` ("until=24h", "label=k",
     "label!=k=v") those that they don't fit; a container has its image's labels. Images and layers wait for pulls that
@@ -63,6 +63,10 @@ def prune(
             if problem.repair is not None:
                 with suppress(OSError):  # what can't be removed stays, and stops nothing
                     problem.repair()
+        content = scene.images.content
+        unfinished = sum(content.unfinished().values())
+        content.sweep(kept=0)  # downloads that broke off, which are no rubbish yet
+        done.bytes += unfinished - sum(content.unfinished().values())
         _prune_images(scene, all, wanted, done)
     return done
 
