@@ -25,7 +25,7 @@ def offered(*words):
 
 
 def test_commands_and_subcommands_are_offered():
-    assert set(offered("i")) == {"images", "image", "info", "inspect"}
+    assert set(offered("i")) == {"images", "image", "import", "info", "inspect"}
     assert offered("image", "h") == ["history"]
     assert "__complete" not in offered("")
     assert "__complete" not in offered("__")

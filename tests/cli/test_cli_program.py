@@ -108,7 +108,7 @@ def test_a_command_line_that_can_not_be_read_exits_with_125(args, words, help_of
 
 
 def test_a_mistyped_name_brings_the_right_one():
-    assert "Did you mean image or images?" in pyrun("imagse").stderr
+    assert "Did you mean image or images" in pyrun("imagse").stderr
     assert "Did you mean --format?" in pyrun("images", "--fromat=x").stderr
 
 

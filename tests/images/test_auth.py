@@ -434,6 +434,30 @@ def test_v2_is_asked_once_a_host(tmp_path: Path) -> None:
         assert [path for _, path, _ in server.requests()].count("/v2/") == 1
 
 
+def test_what_a_user_may_not_do_is_told_from_a_wrong_password(tmp_path: Path) -> None:
+    def registry(request: Request) -> None:
+        if request.path.startswith("/token"):
+            request.reply(200, b'{"token": "of nobody"}')
+        elif request.path.endswith("blobs/" + sha256(b"")):
+            request.reply(403, b'{"errors": [{"code": "DENIED", "message": "pulls are disabled"}]}')
+        else:
+            realm = f'Bearer realm="http://{request.headers["Host"]}/token"'
+            request.reply(401, www_authenticate=realm)
+
+    def base(request: Request) -> None:
+        request.reply(401, www_authenticate=f'Bearer realm="http://{request.headers["Host"]}/token"')
+
+    with FaultServer(registry, str(tmp_path / "log"), base=base) as server:
+        connected = client(server.host, "a/b", ALICE)
+        with pytest.raises(Unauthorized, match="denies access to a/b with the credentials of alice"):
+            connected.get_manifest("1")
+        with pytest.raises(
+            Unauthorized, match="of alice from the test: denied: pulls are disabled"
+        ) as caught:
+            connected.get_blob(sha256(b""), 0)
+    assert "what this user may do" in caught.value.hint
+
+
 def test_credentials_come_from_the_file_only_where_asked(basic: Registry, tmp_path: Path) -> None:
     auth = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
     file = tmp_path / "auth.json"

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from pyrun.errors import ConfigError, InvalidReference
+from pyrun.images.access import Access
 from pyrun.images.credentials import AuthFile, Credentials, changed, files, lookup, normalised
 from pyrun.images.helpers import Helper
 from pyrun.images.login import Server
+from pyrun.images.registries import Endpoint
 
 
 def auth(text: str) -> dict[str, str]:
@@ -321,6 +323,16 @@ def test_a_helper_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PYRUN_HELPER_TIMEOUT", "0.3")
     with pytest.raises(ConfigError, match="did not answer"):
         broken(tmp_path / "bin", "hanging", "exec sleep 30").get("r.test")
+
+
+def test_what_is_wrong_with_a_helper_is_said_only_where_it_is_needed(tmp_path: Path) -> None:
+    path = write(tmp_path / "f", credHelpers={"r.test": "absent"}, auths={"s.test": auth("me:pw")})
+    broken_place, place = (Endpoint(host, "a/b", "1", False, False) for host in ("r.test", "s.test"))
+    access = Access(authfile=str(path)).ahead([broken_place, place])
+    path.unlink()  # nothing is read any more
+    assert access.find(place) == Credentials("me", "pw", source=str(path))
+    with pytest.raises(ConfigError, match="no program docker-credential-absent"):
+        access.find(broken_place)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "a b", "a;b", "$(id)", "a\n"])

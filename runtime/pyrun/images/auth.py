@@ -100,6 +100,11 @@ class Authorizer:
             self._credentials, self._looked = self._find(), True
         return self._credentials
 
+    @property
+    def used(self) -> Credentials | None:
+        """The credentials, if they were needed so far."""
+        return self._credentials
+
     def header(
         self, scopes: Sequence[str], *, offline: bool = False, sender: Sender | None = None
     ) -> str | None:

@@ -13,6 +13,7 @@ from copy import copy
 from ..errors import DigestMismatch, ImageError, ManifestUnknown, RegistryError, Unauthorized
 from .access import Access
 from .auth import Authorizer, login_line, private
+from .credentials import Credentials
 from .digest import digest_like, is_digest, sha256
 from .model import DOCKER_INDEX, DOCKER_MANIFEST, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST, Descriptor
 from .printable import printable
@@ -85,7 +86,7 @@ class RegistryClient:
         known = self._authorizer.header((), offline=offline)
         response = self._sender.request("GET", url, {"Authorization": known} if known else {})
         if response.status == 401:
-            raise self._denied(response.read(MAX_ERROR_BODY) or b"")
+            raise self._denied(response.read(MAX_ERROR_BODY) or b"", known)
         if response.status != 200:
             raise self.failure(response, "question whether it is a registry (/v2/)")
         response.discard()
@@ -271,7 +272,7 @@ class RegistryClient:
                 response.header("WWW-Authenticate"), wanted, known, sender=self._sender
             )
             if answer is None:
-                raise self._denied(refusal)
+                raise self._denied(refusal, known)
             if body is not None and not isinstance(body, bytes):
                 body.seek(start)
             response = self._sender.request(
@@ -279,15 +280,25 @@ class RegistryClient:
             )
         return response
 
-    def _denied(self, body: bytes) -> Unauthorized:
+    def _denied(self, body: bytes, sent: str | None) -> Unauthorized:
+        """What a 401 to the Authorization ``sent`` means."""
         _, said = _errors(body)
         host, secret = self.endpoint.host, self._authorizer.credentials
         reason = f": {said}" if said else ""
         if secret is None:
             return Unauthorized(f"{host} wants credentials for {self.name}{reason}", hint=private(host))
+        if sent and sent.startswith("Bearer ") and not secret.registry_token:
+            # The token server knows them; what they may do is another matter.
+            return self._forbidden(secret, reason)
         return Unauthorized(
             f"{host} refuses the {secret.described} for {self.name}{reason}",
             hint=f"Log in again: {login_line(host)}",
+        )
+
+    def _forbidden(self, secret: Credentials, reason: str) -> Unauthorized:
+        return Unauthorized(
+            f"{self.endpoint.host} denies access to {self.name} with the {secret.described}{reason}",
+            hint="Check the name, and what this user may do there.",
         )
 
     def _body(self, response: Response, what: str, limit: int, too_long: str = "") -> bytes:
@@ -306,9 +317,11 @@ class RegistryClient:
         codes, said = _errors(body)
         host = self.endpoint.host
         if status in (401, 403):
-            return Unauthorized(
-                f"{host} denies access to {self.name}" + (f": {said}" if said else ""), hint=private(host)
-            )
+            reason = f": {said}" if said else ""
+            secret = self._authorizer.used
+            if secret is not None:
+                return self._forbidden(secret, reason)
+            return Unauthorized(f"{host} denies access to {self.name}{reason}", hint=private(host))
         if status == 404:
             where = "" if {"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN"} & codes else f" at {host}"
             return ManifestUnknown(
