@@ -81,8 +81,9 @@ def test_hostile_names_are_text(browser: Browser, html: Path) -> None:
 def test_the_page_s_policy_stops_what_an_escape_would_have_let_through(browser: Browser, html: Path) -> None:
     page = browser.open(html)
     page.run(
-        "document.body.insertAdjacentHTML('beforeend', '<img src=\"https://example.invalid/x\" onerror=\"document.title=1\">')"
-        "; const s = document.createElement('script'); s.textContent = 'document.title = 2'; document.body.append(s)"
+        "document.body.insertAdjacentHTML('beforeend', "
+        '\'<img src="https://example.invalid/x" onerror="document.title=1">\');'
+        " const s = document.createElement('script'); s.textContent = 'document.title = 2'; document.body.append(s)"
     )
     page.run("new Promise(done => setTimeout(done, 200))")
     assert page.run("document.title") == "Layers of study:latest"

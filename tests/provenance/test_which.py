@@ -296,7 +296,7 @@ def driven(request: pytest.FixtureRequest, base: Path, mirror: Path, registry: R
 
 SCRIPT = (
     "echo written > /etc/new && echo changed > /etc/passwd && rm -r /home && ln -s new /etc/link"
-    " && mkdir -p /data/deep && chown 12:34 /etc/new && chmod 4711 /etc/new && rm /bin/ls"
+    " && mkdir -p /data/deep && chown 12:34 /etc/new && chmod 4711 /etc/new && rm /etc/shadow"
 )
 
 
@@ -313,11 +313,11 @@ def check_container(pyrun: Pyrun, name: str) -> None:
         12,
         34,
     )
-    gone = told(pyrun, name, "/bin/ls")
+    gone = told(pyrun, name, "/etc/shadow")
     assert gone["Problem"] == "missing"
     assert gone["Versions"][0]["Type"] == "whiteout"
     assert gone["Versions"][0]["Container"]
-    done = pyrun("which", name, "/bin/ls")
+    done = pyrun("which", name, "/etc/shadow")
     assert done.returncode == 1
     assert "the container deleted it" in done.stderr
     assert pyrun.ok("which", name, "/etc/new", "--cat") == "written\n"
@@ -354,7 +354,7 @@ def test_a_running_container_s_own_layer_is_on_top(driven: Pyrun) -> None:
     )
     try:
         driven.pid_of("two")
-        wait_for(lambda: driven("which", "two", "/bin/ls").returncode == 1, "the script is done")
+        wait_for(lambda: driven("which", "two", "/etc/shadow").returncode == 1, "the script is done")
         check_container(driven, "two")
     finally:
         driven("rm", "-f", "two")
