@@ -56,6 +56,9 @@ def _named(
             return [(image, Reference.parse(image.reference)) for image in tags]
     image = find(word)
     # A short ID looks like a name, and so does an alias of registries.conf.
-    by_id = image.id.partition(":")[2].startswith(word) and image.reference != reference.canonical
+    by_id = (
+        image.id.startswith(f"sha256:{word.removeprefix('sha256:')}")
+        and image.reference != reference.canonical
+    )
     named = "@" not in image.reference and not reference.digest and not by_id
     return [(image, Reference.parse(image.reference) if named else None)]

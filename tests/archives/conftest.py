@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from support.pyrun import Pyrun
+
+
+class Store:
+    """A store that starts empty, and what a failed command may leave in it: nothing half made."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.pyrun = Pyrun(directory / "store", directory / "state")
+
+    def unfinished(self) -> list[str]:
+        """Whatever is neither whole nor gone."""
+        root = self.pyrun.root
+        found = [str(path) for sub in ("ingest", "staging") for path in (root / sub).glob("*")]
+        found += [str(path) for sub in ("images", "content") for path in (root / sub).glob(".*")]
+        return found
+
+    def images(self) -> list[str]:
+        return sorted(
+            self.pyrun.ok("images", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}").splitlines()
+        )
+
+
+@pytest.fixture
+def store(base: Path, request: pytest.FixtureRequest) -> Store:
+    directory = base / f"archives-{abs(hash(request.node.nodeid)):x}-{os.getpid()}"
+    directory.mkdir()
+    return Store(directory)
+
+
+@pytest.fixture(scope="module")
+def shared(base: Path, request: pytest.FixtureRequest) -> Store:
+    """One for tests of what changes nothing."""
+    directory = base / f"archives-{request.module.__name__}"
+    directory.mkdir()
+    return Store(directory)
