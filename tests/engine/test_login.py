@@ -369,6 +369,49 @@ def test_a_malformed_file_is_named(user: User, basic: Registry) -> None:
     assert user.auth_file.read_text() == "{nonsense"
 
 
+# --- TLS
+
+
+@pytest.fixture(scope="module")
+def secure(registry: Registry, base: Path, basic: Registry, authority: Authority) -> Iterator[Registry]:
+    """The registry's content behind TLS and a password."""
+    certificate, key = authority.issue("registry", "IP:127.0.0.1")
+    tls = {"certificate": str(certificate), "key": str(key)}
+    settings = {**basic.settings, "http": {"tls": tls}}
+    with Registry(
+        base / "secure", root=registry.root, settings=settings, client=authority.trusting()
+    ) as running:
+        yield running
+
+
+def test_a_registrys_ca_is_taken_from_a_directory(user: User, secure: Registry, authority: Authority) -> None:
+    image = f"{secure.host}/private/app:1"
+    untrusted = user.login(secure.host)
+    assert untrusted.returncode == 1
+    assert "certificate can't be verified" in untrusted.stderr
+    assert not user.auth_file.exists()
+    directory = user.home / "certs"
+    directory.mkdir()
+    (directory / "ca.crt").write_bytes(authority.certificate.read_bytes())
+    assert user.login("--cert-dir", str(directory), secure.host).returncode == 0
+    assert user.pyrun("pull", image).returncode == 1
+    user.pyrun.ok("pull", "-q", "--cert-dir", str(directory), image)
+    lasting = user.home / ".config/containers/certs.d" / secure.host
+    lasting.parent.mkdir(parents=True)
+    directory.rename(lasting)
+    user.pyrun.ok("pull", "-q", image)
+
+
+def test_verification_can_be_turned_off_and_insisted_on(
+    user: User, secure: Registry, basic: Registry
+) -> None:
+    assert user.login("--tls-verify=false", secure.host).returncode == 0
+    user.pyrun.ok("pull", "-q", "--tls-verify=false", f"{secure.host}/private/app:1")
+    plain = user.login("--tls-verify", basic.host)
+    assert plain.returncode == 1
+    assert "TLS failed" in plain.stderr
+
+
 # --- helpers
 
 

@@ -18,6 +18,7 @@ from pyrun.images.registries import Endpoint
 from support.certificates import Authority, openssl
 from support.httpproxy import HttpProxy
 from support.registry import Pushed, Registry, registry, tar
+from support.socksproxy import SocksProxy
 from support.token_server import TokenServer
 
 from .faults import FaultServer, Request, closed_port
@@ -285,7 +286,50 @@ def test_a_proxy_that_refuses_or_is_not_there_is_said(
     assert "HTTPS_PROXY" in caught.value.hint
 
 
-@pytest.mark.parametrize("value", ["socks5://127.0.0.1:1", "https://:s3cret@", "http://[::1"])
+@pytest.mark.parametrize("user", ["", "me:p@ss"])
+def test_socks_proxies_are_gone_through(
+    secure: Registry,
+    registry: Registry,
+    image: Pushed,
+    authority: Authority,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    user: str,
+) -> None:
+    certs_d(tmp_path / "containers", "registry.test:5000", ca_crt=authority.certificate)
+    given = user.replace(":p@", ":p%40") + "@" if user else ""
+    with SocksProxy(tmp_path, secure.host, user) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"socks5://{given}{proxy.host}")
+        assert fetch("registry.test:5000", image)
+        assert proxy.requests() == [("registry.test", 5000)]
+    (tmp_path / "plain").mkdir()
+    with SocksProxy(tmp_path / "plain", registry.host, user) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"socks5h://{given}{proxy.host}")
+        assert fetch("plain.test", image, insecure=True)
+        assert set(proxy.requests()) == {("plain.test", 80)}
+
+
+def test_what_a_socks_proxy_refuses_is_said(
+    tmp_path: Path, image: Pushed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SocksProxy(tmp_path, "127.0.0.1:1", "me:pw") as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"socks5://{proxy.host}")
+        with pytest.raises(RegistryError, match=f"the proxy {proxy.host} wants credentials"):
+            fetch("registry.test", image)
+        monkeypatch.setenv("HTTPS_PROXY", f"socks5://me:s3cret@{proxy.host}")
+        with pytest.raises(RegistryError, match="refuses the credentials") as caught:
+            fetch("registry.test", image)
+        assert "s3cret" not in str(caught.value)
+        monkeypatch.setenv("HTTPS_PROXY", f"socks5://me:pw@{proxy.host}")
+        with pytest.raises(RegistryError, match=r"does not connect to registry.test:443: connection refused"):
+            fetch("registry.test", image)
+    with HttpProxy(tmp_path, "") as no_socks:
+        monkeypatch.setenv("HTTPS_PROXY", f"socks5://{no_socks.host}")
+        with pytest.raises(RegistryError, match=r"the proxy .* does not connect"):
+            fetch("registry.test", image)
+
+
+@pytest.mark.parametrize("value", ["socks4://127.0.0.1:1", "https://:s3cret@", "http://[::1"])
 def test_an_address_of_a_proxy_that_makes_no_sense_is_not_quoted(
     monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:

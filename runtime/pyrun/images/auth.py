@@ -142,7 +142,8 @@ class Authorizer:
             url = self._transport.url("/v2/")
             status, header = self._transport.base or (0, None)  # finding the scheme asked already
             if not status:
-                response = self._sender.request("GET", url, {})
+                # Patience is for the request that this is for.
+                response = self._sender.request("GET", url, {}, tries=1)
                 response.discard()
                 status, header = response.status, response.header("WWW-Authenticate")
             self._challenges = challenges(header or "") if status == 401 else []

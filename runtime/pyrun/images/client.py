@@ -88,7 +88,11 @@ class RegistryClient:
         if response.status == 401:
             raise self._denied(response.read(MAX_ERROR_BODY) or b"", known)
         if response.status != 200:
-            raise self.failure(response, "question whether it is a registry (/v2/)")
+            response.close()
+            raise RegistryError(
+                f"{self.endpoint.host} does not answer as a registry: status {response.status} for /v2/",
+                hint="Check host and port.",
+            )
         response.discard()
         return self._authorizer.identity_token
 

@@ -1,4 +1,5 @@
-"""Proxies, as the environment names them: HTTP_PROXY, HTTPS_PROXY and NO_PROXY, or the same in lower case.
+"""Proxies, as the environment names them: HTTP_PROXY, HTTPS_PROXY and NO_PROXY, or the same in lower case. They speak
+HTTP (``http://HOST:PORT``) or SOCKS 5 (``socks5://HOST:PORT``).
 
 NO_PROXY is a list with commas of host names (with what lies below them), ``.domain`` (only what lies below), addresses,
 networks as ``10.0.0.0/8``, each with ``:port`` at will; ``*`` is everything. Loopback is never asked for by way of a
@@ -23,12 +24,13 @@ MAX_HEAD = 16 << 10  # bytes of a proxy's answer to CONNECT
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """An HTTP proxy. ``authorization`` is its Proxy-Authorization header, "" where it needs none."""
+    """``variable`` is where the environment names it; ``user`` name and password, None where it needs none."""
 
     host: str
     port: int
     variable: str
-    authorization: str = field(default="", repr=False)
+    socks: bool = False
+    user: tuple[str, str] | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -36,7 +38,11 @@ class Proxy:
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Proxy-Authorization": self.authorization} if self.authorization else {}
+        """What a request to an HTTP proxy needs beside its own."""
+        if self.user is None:
+            return {}
+        pair = base64.b64encode(":".join(self.user).encode()).decode("ascii")
+        return {"Proxy-Authorization": f"Basic {pair}"}
 
     def connect(self, timeout: float) -> socket.socket:
         """A connection to the proxy. Raises `RegistryError`."""
@@ -56,8 +62,11 @@ class Proxy:
     def tunnel(self, host: str, port: int, timeout: float) -> socket.socket:
         """A connection through the proxy to ``host``, over which TLS can be spoken. Raises `RegistryError`."""
         sock = self.connect(timeout)
+        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            if self.socks:
+                self._socks(sock, host, port, target, timeout)
+                return sock
             lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
             lines += [f"{name}: {value}" for name, value in self.headers.items()]
             head = self._ask(sock, ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"), timeout)
@@ -69,6 +78,22 @@ class Proxy:
         except BaseException:
             sock.close()
             raise
+
+    def _socks(self, sock: socket.socket, host: str, port: int, target: str, timeout: float) -> None:
+        from . import socks
+
+        try:
+            socks.connect(sock, host, port, self.user, timeout)
+        except socks.SocksError as error:
+            raise self.refused(407 if error.credentials else 0, target, str(error)) from None
+        except OSError as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: OSError) -> RegistryError:
+        why = (
+            "it does not answer in time" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        )
+        return RegistryError(f"the proxy {self} does not connect: {why}", hint=f"{self.variable} names it.")
 
     def _ask(self, sock: socket.socket, request: bytes, timeout: float) -> bytes:
         head = bytearray()
@@ -83,21 +108,14 @@ class Proxy:
                     break
                 head += byte
         except OSError as error:
-            why = (
-                "it does not answer in time"
-                if isinstance(error, TimeoutError)
-                else error.strerror or str(error)
-            )
-            raise RegistryError(
-                f"the proxy {self} does not connect: {why}", hint=f"{self.variable} names it."
-            ) from error
+            raise self._broken(error) from error
         sock.settimeout(timeout)
         return bytes(head)
 
     def refused(self, status: int, target: str, said: str = "") -> RegistryError:
         """The error for an answer of the proxy's own."""
         if status == 407:
-            what = "refuses the credentials" if self.authorization else "wants credentials"
+            what = "refuses the credentials" if self.user else "wants credentials"
             return RegistryError(
                 f"the proxy {self} {what}",
                 hint=f"{self.variable} may have them: http://USER:PASSWORD@HOST:PORT",
@@ -186,13 +204,13 @@ def _proxy(name: str) -> Proxy | None:
     # The value may hold a password, so it is not quoted.
     if not host:
         raise ConfigError(f"{variable} is not the address of a proxy", hint="Write http://HOST:PORT.")
-    if parts.scheme != "http":
+    if parts.scheme not in ("http", "socks5", "socks5h"):
         raise ConfigError(
             f"{variable} names a proxy that is spoken to by {printable(parts.scheme, 20)}",
-            hint="HTTP proxies are used: http://HOST:PORT. What goes through to a registry is TLS all the same.",
+            hint="http://HOST:PORT and socks5://HOST:PORT are. What goes through to a registry is TLS all the same.",
         )
-    authorization = ""
+    user = None
     if parts.username is not None:
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-        authorization = "Basic " + base64.b64encode(pair).decode("ascii")
-    return Proxy(host, port or 80, variable, authorization)
+        user = unquote(parts.username), unquote(parts.password or "")
+    socks = parts.scheme != "http"
+    return Proxy(host, port or (1080 if socks else 80), variable, socks, user)

@@ -270,7 +270,7 @@ class Transport:
         start: int,
     ) -> Response:
         proxy = self._proxy(origin)
-        if proxy is not None and origin[0] == "http":
+        if proxy is not None and origin[0] == "http" and not proxy.socks:
             target, headers = _url(origin, target), {**headers, **proxy.headers}
         for attempt in (1, 2):
             with _explained(origin):
@@ -321,9 +321,10 @@ class Transport:
         try:
             if proxy is None:
                 connection.connect()
-            elif scheme == "https":
+            elif scheme == "https" or proxy.socks:
                 tunnel = proxy.tunnel(host, port, CONNECT_TIMEOUT)
-                connection.sock = context.wrap_socket(tunnel, server_hostname=host)
+                secure = scheme == "https"
+                connection.sock = context.wrap_socket(tunnel, server_hostname=host) if secure else tunnel
             else:
                 connection.sock = proxy.connect(CONNECT_TIMEOUT)
         except ssl.SSLCertVerificationError:
@@ -387,7 +388,7 @@ class Transport:
         connection = http.client.HTTPConnection(origin[1], origin[2], timeout=CONNECT_TIMEOUT)
         headers = {"User-Agent": _USER_AGENT}
         proxy = self._proxy(origin)
-        if proxy is not None:
+        if proxy is not None and not proxy.socks:
             target, headers = _url(origin, target), {**headers, **proxy.headers}
         try:
             try:
@@ -395,6 +396,8 @@ class Transport:
                     if proxy is None:
                         connection.connect()
                         self._home = _peer(connection)
+                    elif proxy.socks:
+                        connection.sock = proxy.tunnel(origin[1], origin[2], CONNECT_TIMEOUT)
                     else:
                         connection.sock = proxy.connect(CONNECT_TIMEOUT)
             except RegistryError:
