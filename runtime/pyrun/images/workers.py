@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from .. import errors
 from ..errors import PyrunError, StorageError
 from ..kernel.process import set_pdeathsig
+from ..layers import confined
 from .content import out_of_space
 
 Report = Callable[[str, int, int], None]  # status, current, total
@@ -31,11 +32,12 @@ class Job:
 
 
 class _Worker:
-    def __init__(self, number: int, job: Job, pid: int, fd: int) -> None:
+    def __init__(self, number: int, job: Job, pid: int, fd: int, lifeline: int) -> None:
         self.number = number
         self.job = job
         self.pid = pid
         self.fd = fd
+        self.lifeline = lifeline  # ends when the worker and its confined child are gone
         self.pending = b""
         self.failure: PyrunError | None = None
 
@@ -82,10 +84,13 @@ def run(
 def _start(number: int, job: Job) -> _Worker:
     parent = os.getpid()
     reader, writer = os.pipe()
+    lifeline, held = os.pipe()
     pid = os.fork()
     if pid:
         os.close(writer)
-        return _Worker(number, job, pid, reader)
+        os.close(held)
+        return _Worker(number, job, pid, reader, lifeline)
+    confined.lifeline = held
     _work(job, writer, parent)
 
 
@@ -135,6 +140,7 @@ def _receive(worker: _Worker, data: bytes, reported: Callable[[int, str, int, in
 
 def _reap(worker: _Worker) -> None:
     os.close(worker.fd)
+    os.close(worker.lifeline)
     _, status = os.waitpid(worker.pid, 0)
     if status and worker.failure is None:
         if os.WIFSIGNALED(status):
@@ -151,3 +157,9 @@ def _end(workers: list[_Worker]) -> None:
     for worker in workers:
         os.close(worker.fd)
         os.waitpid(worker.pid, 0)
+        # Its confined child dies with it, a moment later: until then it may go on writing.
+        poll = select.poll()
+        poll.register(worker.lifeline, select.POLLIN)
+        while poll.poll(10_000) and os.read(worker.lifeline, 65536):
+            pass
+        os.close(worker.lifeline)

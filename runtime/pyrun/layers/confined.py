@@ -40,6 +40,10 @@ _MESSAGE = 4096  # characters of an error
 _DATA, _ANSWER, _ROOT, _PLAIN = 3, 4, 5, 6
 _O_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
+# A descriptor that children keep, for somebody who waits until all of them are gone; nobody may believe what they
+# write to it.
+lifeline = -1
+
 # What a child may claim to have met; the rest is a StorageError.
 _KINDS = ("LayerError", "DigestMismatch", "StorageError", "TooManyLayers", "Unsupported")
 
@@ -420,9 +424,10 @@ def _live(
 
 def _take(data: int, answer: int, tree: int, plain: int) -> None:
     """The descriptors at their places, /dev/null at the standard ones, and no others."""
-    fds = (data, answer, tree) if plain < 0 else (data, answer, tree, plain)
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in fds]
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    # The places of those that are not there are taken by /dev/null.
+    fds = [fd if fd >= 0 else null for fd in (data, answer, tree, plain, lifeline)]
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in fds]
     standard = [fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, 64) for _ in range(3)]
     for place, fd in enumerate([*standard, *high]):
         os.dup2(fd, place, inheritable=False)
