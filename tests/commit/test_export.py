@@ -66,9 +66,9 @@ def test_names_that_would_mean_something_in_a_layer_mean_themselves(pyrun: Pyrun
 def test_no_tar_is_written_to_a_terminal(pyrun: Pyrun) -> None:
     pyrun.ok("run", "--name", "files", "busybox", "true")
     with terminal(pyrun, "export", "files") as window:
-        assert window.wait() == 1
-        assert b"not writing a tar archive to a terminal" in window.output
-        assert b"-o FILE" in window.output
+        assert window.wait() == 125
+        assert b"not written to a terminal" in window.output
+        assert b"Name a file with -o" in window.output
 
 
 def test_a_file_is_replaced_by_a_whole_one_or_not_at_all(pyrun: Pyrun, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_file_is_replaced_by_a_whole_one_or_not_at_all(pyrun: Pyrun, tmp_path:
         (disk / "a.tar").write_text("before")
         done = pyrun("export", "-o", str(disk / "a.tar"), "files")
         assert (done.returncode, done.stdout) == (1, "")
-        assert "No space left on device" in done.stderr
+        assert "no space left for" in done.stderr
         assert os.listdir(disk) == ["a.tar"]
         assert (disk / "a.tar").read_text() == "before"
     finally:
@@ -93,10 +93,10 @@ def test_a_file_is_replaced_by_a_whole_one_or_not_at_all(pyrun: Pyrun, tmp_path:
     assert target.read_text() == "before"
     pyrun.ok("export", "-o", str(target), "files")
     assert "big" in names(target)
-    assert os.listdir(tmp_path) == ["disk", "a.tar"] or sorted(os.listdir(tmp_path)) == ["a.tar", "disk"]
+    assert sorted(os.listdir(tmp_path)) == ["a.tar", "disk"]
     done = pyrun("export", "-o", str(disk), "files")
-    assert done.returncode == 1
-    assert "it is a directory" in done.stderr
+    assert done.returncode == 125
+    assert "is a directory" in done.stderr
 
 
 def test_what_is_no_regular_file_is_written_as_it_is(pyrun: Pyrun, tmp_path: Path) -> None:
@@ -211,9 +211,12 @@ def test_ids_that_a_user_namespace_lacks_are_told_only_of_a_stopped_container(
         assert (tar_file.getmember("far").uid, tar_file.getmember("far").gid) == (1_000_600_000, 70_000)
 
 
-def test_the_api_writes_to_what_has_a_write(pyrun: Pyrun, tmp_path: Path) -> None:
+def test_the_api_writes_to_a_file_or_a_descriptor(pyrun: Pyrun, tmp_path: Path) -> None:
     pyrun.ok("run", "--name", "files", "busybox", "true")
-    with open(tmp_path / "a.tar", "wb") as file:
-        size = Engine(str(pyrun.root), str(pyrun.state)).export("files", file)
+    engine = Engine(str(pyrun.root), str(pyrun.state))
+    size = engine.export("files", str(tmp_path / "a.tar"))
+    with open(tmp_path / "b.tar", "wb", buffering=0) as file:
+        assert engine.export("files", file.fileno()) == size
     assert size == os.path.getsize(tmp_path / "a.tar")
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
     assert "bin/busybox" in names(tmp_path / "a.tar")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import nullcontext
 from typing import Annotated
 
 import typer
 
+from ..images.outlet import file_at, words
 from . import options as shared
-from .outfile import written
 from .output import warn, write
 from .session import session
 
@@ -79,7 +80,7 @@ def commit(
     """Make an image of a container's files and settings"""
     # On a terminal somebody may wonder what takes so long; a program gets the ID alone.
     told = not quiet and sys.stderr is not None and sys.stderr.isatty()
-    with written(iidfile, "the image's ID") if iidfile else nullcontext() as file:
+    with file_at(iidfile) if iidfile else nullcontext() as file:
         image = (
             session(context)
             .engine()
@@ -96,6 +97,7 @@ def commit(
                 say=warn if told else lambda text: None,
             )
         )
-        if file is not None:
-            file.write(image.id.encode())
+        if iidfile and file is not None:
+            with words(iidfile):
+                os.write(file, image.id.encode())
     write(f"{image.id}\n")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
+from ..errors import UsageError
 from . import options as shared
-from .outfile import written
 from .session import session
 
 
@@ -15,7 +16,7 @@ def export(
     context: typer.Context,
     container: Annotated[str, typer.Argument(metavar="CONTAINER", autocompletion=shared.complete_container)],
     output: Annotated[
-        str | None,
+        str,
         typer.Option(
             "-o",
             "--output",
@@ -23,9 +24,11 @@ def export(
             help="Write to a file, which appears when it is whole, and not to standard output",
             click_type=shared.complete_file,
         ),
-    ] = None,
+    ] = "",
 ) -> None:
     """Write the files of a container to a tar archive"""
-    engine = session(context).engine()
-    with written(output, "a tar archive") as file:
-        engine.export(container, file)
+    if not output and os.isatty(1):
+        raise UsageError(
+            "an archive is not written to a terminal", hint="Name a file with -o, or redirect the output."
+        )
+    session(context).engine().export(container, output or 1)

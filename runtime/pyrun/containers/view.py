@@ -159,7 +159,24 @@ def opened(store: Store, containers: Containers, id: str) -> Iterator[View]:
         view.pidfd = pidfd
         view.root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
         stack.callback(os.close, view.root)
-        yield view
+        with _read(container):
+            yield view
+
+
+@contextmanager
+def _read(container: Container) -> Iterator[None]:
+    """What reading the container's files raises becomes a `StorageError`, but for BrokenPipeError, which is about
+    where they are written to."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, str | bytes) else ""
+        raise StorageError(
+            f"the files of the container {container.name} can't be read: {error.strerror or error}{where}",
+            hint="dmesg tells of errors of the disk; pyrun system check of damage to the store.",
+        ) from error
 
 
 @contextmanager

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from ..images.load import Loaded
     from ..images.record import Image, Progress
     from ..storage.store import Store
-    from .commit import Sink
     from .difference import Difference
 
 
@@ -171,18 +170,19 @@ class ArchiveMethods(ContainerMethods):
         self._enter_beside(name)
         return differences(self, name, base)
 
-    def export(self, name: str, out: Sink) -> int:
-        """Write the files of a container to ``out``, something with a ``write``, as a tar; its length.
+    def export(self, name: str, output: str | int) -> int:
+        """Write the files of a container to a tar; its length. ``output`` is the path of a file, which appears or is
+        replaced only when it is complete; or a descriptor that is written to.
 
         It has all that the container's root file system has, with the owners that the container sees; of volumes and
         whatever else is mounted, the empty directories. Sockets are left out. The same files are the same bytes. Of a
-        running container each file is as it was when it came to its turn. Raises as `diff`; whatever is raised, what
-        was written is no whole tar.
+        running container each file is as it was when it came to its turn. Raises as `diff`, and `PyrunError`
+        where ``output`` can't be written; what a descriptor got then is no whole tar.
         """
         from .commit import export
 
         self._enter_beside(name)
-        return export(self, name, out)
+        return export(self, name, output)
 
     def commit(
         self,

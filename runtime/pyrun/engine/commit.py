@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..containers import view as views
 from ..containers.freeze import Frozen
@@ -23,6 +23,7 @@ from ..images import derived
 from ..images.assemble import add_layer, assembling, store_image
 from ..images.changes import changed
 from ..images.digest import short
+from ..images.outlet import file_at, words
 from ..images.platform import host
 from ..images.reference import Reference
 from ..layers.pack import pack
@@ -41,18 +42,41 @@ if TYPE_CHECKING:
     from .archives import ArchiveMethods
 
 
-class Sink(Protocol):
-    """Where bytes go: a file opened for writing."""
-
-    def write(self, data: bytes, /) -> object: ...
+_BUFFER = 1 << 20
 
 
-def export(engine: ArchiveMethods, name: str, out: Sink) -> int:
+class _Out:
+    """A descriptor, buffered; what can't be written is told in words that name it."""
+
+    def __init__(self, fd: int, what: str) -> None:
+        self._fd = fd
+        self._what = what
+        self._gathered = bytearray()
+
+    def write(self, data: bytes) -> None:
+        self._gathered += data
+        if len(self._gathered) >= _BUFFER:
+            self.flush()
+
+    def flush(self) -> None:
+        with words(self._what), memoryview(self._gathered) as view:
+            at = 0
+            while at < len(view):
+                at += os.write(self._fd, view[at:])
+        self._gathered.clear()
+
+
+def export(engine: ArchiveMethods, name: str, output: str | int) -> int:
     """`Engine.export`."""
     container = engine.container(name)
     store = engine._store_of(container)
-    with views.opened(store, engine._containers(), container.id) as view:
+    with views.opened(store, engine._containers(), container.id) as view, ExitStack() as stack:
+        if isinstance(output, int):
+            out = _Out(output, "the output")
+        else:
+            out = _Out(stack.enter_context(file_at(output)), output)
         size = pack(_everything(view.root), view.root, out, owner=view.owner, plain=True)
+        out.flush()
         view.check()
         return size
 

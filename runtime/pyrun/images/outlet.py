@@ -95,30 +95,33 @@ class DirectoryOutlet:
 
 @contextmanager
 def tar_at(path: str) -> Iterator[TarOutlet]:
-    """A tar that becomes the file ``path`` when the block ends without an error; until then what was there stays.
-    Where ``path`` is no regular file (a pipe, /dev/stdout) it is written to."""
+    """A tar that becomes the file ``path``, as `file_at` has it."""
+    with file_at(path, hint="Name a file, or write a directory: --format oci-dir.") as fd:
+        outlet = TarOutlet(fd, path)
+        yield outlet
+        outlet.finish()
+
+
+@contextmanager
+def file_at(path: str, *, hint: str = "Name a file.") -> Iterator[int]:
+    """A descriptor whose file becomes ``path`` when the block ends without an error; until then what was there stays.
+    Where ``path`` is no regular file (a pipe, /dev/stdout) it is written to. ``hint`` is for a directory."""
     try:
         special = not stat.S_ISREG(os.stat(path).st_mode)
     except OSError:
         special = False
     if special and os.path.isdir(path):
-        raise UsageError(
-            f"{path} is a directory", hint="Name a file, or write a directory: --format oci-dir."
-        )
+        raise UsageError(f"{path} is a directory", hint=hint)
     if special:
-        with _words(path):
+        with words(path):
             fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            outlet = TarOutlet(fd, path)
-            yield outlet
-            outlet.finish()
+            yield fd
         finally:
             os.close(fd)
         return
     with _replacing(os.path.realpath(path)) as fd:
-        outlet = TarOutlet(fd, path)
-        yield outlet
-        outlet.finish()
+        yield fd
 
 
 @contextmanager
@@ -130,11 +133,11 @@ def directory_at(path: str) -> Iterator[DirectoryOutlet]:
         raise UsageError(f"{path} is there already", hint="Name a directory that is empty or does not exist.")
     parent, name = os.path.split(path)
     working = f"{parent}/.{name[:200]}.{os.urandom(6).hex()}"
-    with _words(path):
+    with words(path):
         os.mkdir(working, 0o700)
     try:
         yield DirectoryOutlet(working)
-        with _words(path):
+        with words(path):
             os.chmod(working, _DIRECTORY & ~_umask())
             os.rename(working, path)
             _sync(parent)
@@ -150,7 +153,7 @@ def _replacing(path: str) -> Iterator[int]:
     parent, name = os.path.split(path)
     working = f"{parent}/.{name[:200]}.{os.urandom(6).hex()}"
     named = False
-    with _words(path):
+    with words(path):
         mode = _FILE & ~_umask()
         with suppress(FileNotFoundError):
             mode = stat.S_IMODE(os.stat(path).st_mode)
@@ -163,7 +166,7 @@ def _replacing(path: str) -> Iterator[int]:
             named = True
     try:
         yield fd
-        with _words(path):
+        with words(path):
             os.fchmod(fd, mode)
             os.fsync(fd)
             if not named:
@@ -181,9 +184,12 @@ def _replacing(path: str) -> Iterator[int]:
 
 
 @contextmanager
-def _words(path: str) -> Iterator[None]:
+def words(path: str) -> Iterator[None]:
+    """What writing ``path`` raises becomes a `PyrunError`, but for BrokenPipeError: nobody reads on."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise _unwritable(path, error) from error
 
