@@ -298,14 +298,25 @@ def test_a_registry_that_takes_no_size_at_all_is_an_error(pusher: Pusher) -> Non
         pusher(proxy.host)
 
 
-def test_a_registry_that_keeps_less_than_it_was_sent_is_sent_the_rest(
+def test_a_registry_that_says_it_kept_less_than_it_was_sent_is_sent_the_rest(
     pusher: Pusher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One answer says less than it has: it gets bytes twice, finds the digest wrong, and is sent all anew."""
-    monkeypatch.setattr(upload, "CHUNK", 1 << 20)
-    with pusher.proxy(Rule(least(1 << 20), "POST"), Rule(edit(Range="0-524287"), "PATCH", times=1)) as proxy:
+    """This one kept all, so it gets bytes twice, finds the digest wrong, and is sent everything anew."""
+    monkeypatch.setattr(upload, "CHUNK", 3 << 20)
+    with pusher.proxy(Rule(least(3 << 20), "POST"), Rule(edit(Range="0-1572863"), "PATCH", times=1)) as proxy:
         pusher(proxy.host)
-        assert chunks(proxy)[1][0].startswith("524288-")
+        assert chunks(proxy)[1][0].startswith("1572864-")
+    pusher.arrived()
+
+
+def test_a_registry_that_says_it_kept_next_to_nothing_is_asked_again(
+    pusher: Pusher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "CHUNK", 3 << 20)
+    with pusher.proxy(Rule(least(3 << 20), "POST"), Rule(edit(Range="0-9"), "PATCH", times=1)) as proxy:
+        pusher(proxy.host)
+        assert len(proxy.requests("GET.*uploads")) == 1
+        assert chunks(proxy)[1][0].startswith("3145728-")
     pusher.arrived()
 
 
@@ -442,6 +453,38 @@ def test_a_place_on_another_origin_gets_the_bytes_and_no_credentials(pusher: Pus
         assert len(there) == 4
         assert all("authorization" not in seen.headers for seen in there)
     pusher.arrived()
+
+
+def test_a_registry_that_loses_each_upload_after_a_while_is_given_up(
+    pusher: Pusher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much of it gets through each time."""
+    monkeypatch.setattr(upload, "CHUNK", 1 << 20)
+    breaks = lose(100)
+    count = itertools.count(1)
+
+    def every_third(exchange: Exchange) -> bool:
+        return next(count) % 3 == 0 and breaks(exchange)
+
+    with (
+        pusher.proxy(Rule(least(1 << 20), "POST"), Rule(every_third, "PATCH")) as proxy,
+        pytest.raises(RegistryError, match="can't be reached"),
+    ):
+        pusher(proxy.host)
+    assert len(proxy.requests("PATCH")) < 40
+    clear(pusher)
+
+
+def test_a_registry_that_claims_to_keep_next_to_nothing_is_given_up(
+    pusher: Pusher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "CHUNK", 1 << 20)
+    with (
+        pusher.proxy(Rule(least(1 << 20), "POST"), Rule(edit(Range="0-9"), "(PATCH|GET).*uploads")) as proxy,
+        pytest.raises(RegistryError, match="keeps little"),
+    ):
+        pusher(proxy.host)
+    assert len(proxy.requests("PATCH")) < 20
 
 
 @pytest.mark.parametrize("status", [401, 403])

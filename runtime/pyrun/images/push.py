@@ -186,7 +186,7 @@ class _Push:
             raise StorageError(
                 f"{client.name} can't be pushed: its blob {digest} is neither in the store"
                 f" nor at {client.endpoint.host}",
-                hint="Pull the image again with a storage driver that keeps blobs (--storage), then push it.",
+                hint="Pull it again, with a storage driver that keeps blobs (--storage): what is missing is fetched.",
             )
         self._say(short(digest), _DONE[how].format(source))
 

@@ -27,6 +27,7 @@ CONNECT_TIMEOUT = 15.0  # seconds
 IDLE_TIMEOUT = 60.0  # seconds without a byte
 PATIENCE = 60.0  # seconds for an answer's head, for a small body, and for each MIN_PROGRESS of a large one
 MIN_PROGRESS = 64 << 10  # bytes
+KEEPING = 5  # times the patience, for the answer to an upload
 MAX_REDIRECTS = 10
 BLOCK = 256 << 10  # bytes of a body that are sent at once
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -103,7 +104,8 @@ class Deadline:
     """Until when reads may wait. A server that sends a byte now and then never meets a socket's timeout, and
     one that sends interim answers or trailers without end is read inside one call of http.client."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, idle: float = IDLE_TIMEOUT) -> None:
+        self._idle = idle
         self.allow(seconds)
 
     def allow(self, seconds: float) -> None:
@@ -111,11 +113,11 @@ class Deadline:
         self._end = time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds until then, at most `IDLE_TIMEOUT`. Raises TimeoutError where there are none."""
+        """Seconds until then, at most ``idle``. Raises TimeoutError where there are none."""
         left = self._end - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        return min(left, IDLE_TIMEOUT)
+        return min(left, self._idle)
 
 
 class _TimedReader(io.RawIOBase):
@@ -210,8 +212,9 @@ class Transport:
         """From another thread: whatever waits for a byte on one of these connections fails now."""
         for connection in list(self._connections.values()):
             try:
-                connection.sock.shutdown(socket.SHUT_RDWR)
-            except (OSError, AttributeError):
+                # Not the shutdown of ssl's class: after that, what the other thread sends would go out in the clear.
+                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+            except (OSError, TypeError):
                 continue  # closed already, or not made yet
 
     def request(
@@ -282,6 +285,9 @@ class Transport:
                         body.seek(start)
                     whole = _request(connection, method, target, body, headers)
                     deadline = Deadline(self.patience)
+                    if body is not None and not isinstance(body, bytes):
+                        # A registry may put a large blob away, in its own store's time, before it answers.
+                        deadline = Deadline(self.patience * KEEPING, self.patience * KEEPING)
                     raw = _answer(connection, deadline)
                     if raw.status == 407 and proxy is not None:
                         connection.close()

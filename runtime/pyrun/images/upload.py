@@ -87,6 +87,7 @@ class Upload:
         self._least = 0  # bytes that a chunk must have, but for the last
         self._most = 0  # bytes that one request may have; 0: as many as there are
         self._broken = 0  # how often the one request for all broke
+        self._lost = 0  # how often the registry forgot what it had
 
     def run(self, sources: Sequence[str] = ()) -> tuple[str, str]:
         """(`EXISTS`, ""), (`MOUNTED`, the repository it was taken from) or (`PUSHED`, "").
@@ -183,9 +184,8 @@ class Upload:
         self._location = self._place(answer) or self._location
         said = answer.header("Range")
         self._offset = end if said is None else self._received(said, end)
-        if self._offset <= start:
-            error = RegistryError(f"{self._host} keeps nothing of what it is sent of {self._what}")
-            raise _Again(error, restart=True)
+        if self._offset - start < min(PROGRESS, end - start):
+            raise _Again(RegistryError(f"{self._host} keeps little of what it is sent of {self._what}"))
 
     def _finish(self, blob: Outgoing, start: int) -> None:
         """The last request: the bytes from ``start`` on, and the digest they all should have."""
@@ -257,6 +257,7 @@ class Upload:
         except _Again as again:
             if not again.restart:
                 raise
+        self._lost += 1
         self.forget()
 
     def _tried(self, step: Callable[[], T]) -> T:
@@ -273,7 +274,8 @@ class Upload:
                 if self._offset >= reached + PROGRESS:
                     failures, reached = 0, self._offset
                 failures += not again.free
-                if failures >= TRIES:
+                self._lost += again.restart and not again.free
+                if failures >= TRIES or self._lost > TRIES:
                     raise again.error from None
                 if again.restart:
                     self.forget()
