@@ -84,6 +84,9 @@ ORDINARY = [
     "rm a --force b",
     "rm -- -f",
     "rm a -- -f",
+    "pull redis",
+    "pull -aq --platform linux/arm64 --tls-verify=false redis",
+    "pull --disable-content-trust=false --progress=json --creds a:b --authfile f redis:7",
     "run redis",
     "run --rm busybox true",
     "run -it --rm busybox sh",
@@ -114,7 +117,9 @@ def test_an_ordinary_command_line_needs_no_typer(line):
         ["--root"],
         ["--nope", "run", "redis"],
         ["--debug=true", "run", "redis"],
-        ["pull", "redis"],
+        ["pull"],
+        ["pull", "redis", "busybox"],
+        ["tag", "a", "b"],
         ["container", "run", "redis"],
         ["__complete", "fish", "run"],
         ["run"],
@@ -204,14 +209,15 @@ def valid(draw):
     words = [*draw(options(lean_table.ROOT)), name, *draw(options(table))]
     if table["arguments"]:
         dashes = draw(st.booleans())
-        names = draw(
-            st.lists(VALUES if dashes else st.sampled_from(["redis", "-", "", "a=b"]), min_size=1, max_size=3)
-        )
+        most = 3 if any(many for _, many, _ in table["arguments"]) else len(table["arguments"])
+        word = VALUES if dashes else st.sampled_from(["redis", "-", "", "a=b"])
+        names = draw(st.lists(word, min_size=1, max_size=most))
         words += ["--", *names] if dashes else names
         if not table["interspersed"]:
             words += draw(st.lists(VALUES, max_size=3))
         elif not dashes:
-            words += [*draw(options(table)), *draw(st.sampled_from([[], ["--"], ["--", "-f", "--", "x"]]))]
+            ends = [[], ["--"], ["--", "-f", "--", "x"]] if most > 1 else [[], ["--"]]
+            words += [*draw(options(table)), *draw(st.sampled_from(ends))]
     return words
 
 

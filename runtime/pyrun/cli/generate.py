@@ -21,7 +21,7 @@ from .catalog import CATALOG, Entry
 from .command import Command
 from .group import load
 
-HOT = ("images", "ps", "rm", "run")  # each has a function of its name in `pyrun.cli.body`
+HOT = ("images", "ps", "pull", "rm", "run")  # each has a function of its name in `pyrun.cli.body`
 PATH = Path(__file__).with_name("lean_table.py")
 
 _HEADER = '''\

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import click
 import typer
 
+from .access import access as access
 from .session import Session
 
 TYPE_CHECKING = False
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..engine import Engine
-    from ..images.access import Access
 
 
 class _PathText(click.types.StringParamType):
@@ -157,24 +157,3 @@ TlsVerify = Annotated[
         help="Insist on HTTPS and a valid certificate; with =false on neither. Without it registries.conf decides",
     ),
 ]
-
-
-def access(creds: str | None, authfile: str | None, cert_dir: str | None, tls_verify: bool | None) -> Access:
-    """What the four options above say, for `Engine.pull`, `push` and others."""
-    from ..images.access import Access
-    from ..images.credentials import Credentials
-    from .output import warn
-
-    given = None
-    if creds is not None:
-        from ..errors import UsageError
-
-        username, colon, password = creds.partition(":")
-        if not username:
-            raise UsageError("--creds has no user name", hint="Write --creds USERNAME[:PASSWORD].")
-        if not colon:
-            from .ask import ask_password
-
-            password = ask_password()
-        given = Credentials(username, password, source="--creds")
-    return Access(given, authfile, tls_verify, cert_dir, notice=lambda text: warn(f"pyrun: {text}"))

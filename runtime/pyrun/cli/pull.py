@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from ..images.reference import Reference
 from . import options as shared
-from .output import flush, warn, write
 from .session import session
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..images.record import PullResult
-    from .progress import Display
 
 
 def pull(
@@ -49,7 +41,7 @@ def pull(
     ] = None,
     storage: shared.Storage = None,
     storage_opt: shared.StorageOpt = None,
-) -> None:
+) -> int:
     """Download an image from a registry
 
     What is here already is not downloaded again; a download that broke off is gone on with by the next pull, whatever
@@ -58,51 +50,20 @@ def pull(
     With --progress=json every line is an object: {"id", "status"} of a layer or tag, with "current" and "total" bytes
     while they count, and last {"status", "reference", "digest", "image", "newer"} of each image.
     """
-    reference = Reference.parse(image)
-    from .progress import display_of
+    from .body import pull as body
 
-    display = display_of("none" if quiet else progress, sys.stdout)
-    if disable_content_trust is False:
-        warn(
-            "pyrun: note: Docker Content Trust is not in use any more: digests are verified, signatures are not"
-        )
-    access = shared.access(creds, authfile, cert_dir, tls_verify)
-    engine = session(context).engine(storage, storage_opt or ())
-    if all_tags:
-        name = reference.familiar_repository
-
-        def pulled(result: PullResult) -> None:
-            if display is not None:
-                _outcome(result, display, "")
-
-        results = engine.pull_all(image, platform=platform, access=access, progress=display, pulled=pulled)
-        if display is not None and display.words:
-            newer = any(result.newer for result in results)
-            write(f"Status: {_status(newer)} for {name}\n")
-        if display is None or display.words:
-            write(f"{reference.repository}\n")
-        return
-    if reference.implicit and display is not None and display.words:
-        write(f"Using default tag: {reference.tag}\n")
-        flush()
-    result = engine.pull(image, platform=platform, access=access, progress=display)
-    if display is not None:
-        _outcome(result, display, reference.familiar)
-    if display is None or display.words:
-        write(f"{result.image.reference}\n")
-
-
-def _status(newer: bool) -> str:
-    return "Downloaded newer image" if newer else "Image is up to date"
-
-
-def _outcome(result: PullResult, display: Display, name: str) -> None:
-    """What came of one image: docker's last lines, or the last event. ``name`` "": the status is told for all."""
-    if not display.words:
-        display.finish(result, _status(result.newer))
-        return
-    display.restart()
-    write(f"Digest: {result.image.digest}\n")
-    if name:
-        write(f"Status: {_status(result.newer)} for {name}\n")
-    flush()
+    return body.pull(
+        session(context),
+        image=image,
+        all_tags=all_tags,
+        quiet=quiet,
+        platform=platform,
+        progress=progress,
+        creds=creds,
+        authfile=authfile,
+        cert_dir=cert_dir,
+        tls_verify=tls_verify,
+        disable_content_trust=disable_content_trust,
+        storage=storage,
+        storage_opt=storage_opt,
+    )

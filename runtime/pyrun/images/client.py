@@ -9,17 +9,21 @@ import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
+from typing import TYPE_CHECKING
 
 from ..errors import DigestMismatch, ImageError, ManifestUnknown, RegistryError, Unauthorized
 from .access import Access
 from .auth import Authorizer, login_line, private
 from .credentials import Credentials
 from .digest import digest_like, is_digest, sha256
-from .model import DOCKER_INDEX, DOCKER_MANIFEST, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST, Descriptor
+from .mediatypes import DOCKER_INDEX, DOCKER_MANIFEST, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST
 from .printable import printable
 from .registries import Endpoint
 from .retry import IDEMPOTENT, Sender, retry_after
 from .transport import PATIENCE, Body, Response, Transport
+
+if TYPE_CHECKING:
+    from .model import Descriptor
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST))
 MAX_ERROR_BODY = 1 << 20

@@ -1,9 +1,17 @@
-"""Docker's media types as OCI's, and back: what they name is the same (OCI image spec, media-types.md)."""
+"""The media types of images, Docker's and OCI's, and from one to the other (OCI image spec, media-types.md)."""
 
 from __future__ import annotations
 
 from ..errors import ImageError
 from .printable import printable
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+MAX_DOCUMENT = 4 << 20  # bytes of a manifest, index or config
 
 _OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 _DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"

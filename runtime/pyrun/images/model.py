@@ -16,14 +16,14 @@ from msgspec import Meta, Struct
 
 from ..errors import ImageError
 from .digest import is_digest
+from .mediatypes import DOCKER_CONFIG as DOCKER_CONFIG
+from .mediatypes import DOCKER_INDEX as DOCKER_INDEX
+from .mediatypes import DOCKER_MANIFEST as DOCKER_MANIFEST
+from .mediatypes import MAX_DOCUMENT as MAX_DOCUMENT
+from .mediatypes import OCI_CONFIG as OCI_CONFIG
+from .mediatypes import OCI_INDEX as OCI_INDEX
+from .mediatypes import OCI_MANIFEST as OCI_MANIFEST
 from .printable import printable
-
-OCI_INDEX = "application/vnd.oci.image.index.v1+json"
-OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
-DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
-DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
-DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 
 INDEXES = frozenset({OCI_INDEX, DOCKER_INDEX})
 MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
@@ -51,7 +51,6 @@ _SCHEMA1 = frozenset(
     }
 )
 
-MAX_DOCUMENT = 4 << 20  # bytes of a manifest, index or config
 MAX_DEPTH = 64  # of JSON nesting
 MAX_MANIFESTS = 1000  # entries of one index
 MAX_LAYERS = 1000
@@ -265,6 +264,9 @@ def strict_json(data: bytes, what: str) -> Any:
     try:
         document = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant)
         _check_depth(document)
+        if b"\\ud" in data.lower():
+            # A half of a surrogate pair is no character (RFC 8259, 8.2), and no program that reads it writes it again.
+            json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ImageError(f"{what} is not acceptable JSON: {printable(str(error), 300)}") from error
     return document
