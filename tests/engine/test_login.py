@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -367,6 +368,40 @@ def test_a_malformed_file_is_named(user: User, basic: Registry) -> None:
         assert done.returncode == 1
         assert f"the credential file {user.auth_file} is not JSON" in done.stderr
     assert user.auth_file.read_text() == "{nonsense"
+
+
+# --- beside other tools
+
+
+def skopeo(user: User, *args: str) -> subprocess.CompletedProcess[str]:
+    if shutil.which("skopeo") is None:
+        pytest.skip("needs skopeo (package skopeo)")
+    return subprocess.run(
+        ["skopeo", *args],
+        env=user.pyrun.env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_skopeo_uses_the_logins_of_pyrun(user: User, basic: Registry, guarded: Registry) -> None:
+    for host in (basic.host, guarded.host):  # a password, and an identity token
+        image = f"docker://{host}/private/app:1"
+        assert skopeo(user, "inspect", "--tls-verify=false", image).returncode != 0
+        assert user.login(host).returncode == 0
+        done = skopeo(user, "inspect", "--tls-verify=false", image)
+        assert done.returncode == 0, done.stderr
+
+
+def test_pyrun_uses_the_logins_of_skopeo_and_takes_them_back(user: User, basic: Registry) -> None:
+    done = skopeo(user, "login", "--tls-verify=false", "-u", USER, "-p", PASSWORD, basic.host)
+    assert done.returncode == 0, done.stderr
+    assert user.pyrun.ok("login", "--get-login", basic.host) == f"{USER}\n"
+    user.pyrun.ok("pull", "-q", f"{basic.host}/private/app:1")
+    user.pyrun.ok("logout", basic.host)
+    assert skopeo(user, "logout", basic.host).returncode != 0  # there is nothing left
 
 
 # --- TLS

@@ -49,8 +49,17 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(parse_qs(urlsplit(self.path).query))
 
     def do_POST(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        self._answer(parse_qs(self.rfile.read(length).decode()))
+        self._answer(parse_qs(self._body().decode()))
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def _answer(self, query: dict[str, list[str]]) -> None:
         owner = cast("_Server", self.server).owner
