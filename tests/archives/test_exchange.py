@@ -434,6 +434,20 @@ def test_of_an_index_the_platforms_image_is_taken(store: Store) -> None:
         store.pyrun.ok("rmi", "-f", own.id, other.id)
 
 
+def test_dockers_manifest_beside_an_index_may_speak_of_other_platforms(store: Store) -> None:
+    own, other = Made([ONE]), Made([TWO], architecture=OTHER_ARCHITECTURE)
+    entries = [
+        descriptor(image.manifest, OCI_MANIFEST, platform={"os": "linux", "architecture": image.architecture})
+        for image in (own, other)
+    ]
+    members = {**oci_layout([own]), **oci_layout([other]), "index.json": index(entries)}
+    members["manifest.json"] = json.dumps(
+        [{"Config": f"blobs/sha256/{image.hex}", "RepoTags": None, "Layers": []} for image in (own, other)]
+    ).encode()
+    load(store, packed(members))
+    assert [line.split()[1] for line in store.images()] == [own.id]
+
+
 def test_an_image_of_another_platform_loads_unless_one_is_asked_for(store: Store) -> None:
     data = packed(docker_archive([Made([ONE], architecture=OTHER_ARCHITECTURE)], [["other:1"]]))
     path = store.directory / "archive"

@@ -171,6 +171,10 @@ CASES: dict[str, tuple[Callable[[], Members | bytes], str]] = {
         "leads out",
     ),
     "an absolute config": (lambda: docker(**{"manifest.json": listing(Config="/etc/passwd")}), "leads out"),
+    "half a character in a name": (
+        lambda: docker(**{"manifest.json": listing(Config="\ud800")}),
+        "leads out",
+    ),
     "an empty config name": (lambda: docker(**{"manifest.json": listing(Config="")}), "leads out"),
     "a layer above": (
         lambda: docker(**{"manifest.json": listing(Layers=["x/../../layer.tar"])}),

@@ -181,3 +181,10 @@ def test_any_value_in_any_place_is_understood_or_refused(key: str, value: Any, m
 def test_any_bytes_are_understood_or_refused(data: bytes) -> None:
     with pytest.raises(ImageError):
         parse_manifest(data, model.OCI_MANIFEST, "x")
+
+
+@pytest.mark.parametrize("text", ['"\\ud800"', '"\\udfff"', '["a\\ud83dx"]', '{"\\ud800": 1}'])
+def test_half_a_character_is_refused(text: str) -> None:
+    with pytest.raises(ImageError, match="not acceptable JSON"):
+        model.strict_json(text.encode(), "x")
+    assert model.strict_json(b'"\\ud83d\\ude00"', "x") == "\N{GRINNING FACE}"  # both halves are one

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..images.record import Progress, PullResult
 
 _REDRAW_SECONDS = 0.1
-_COUNTED = ("Downloading", "Extracting", "Pushing")  # the states whose bytes mean something to look at
+_COUNTED = ("Downloading", "Extracting", "Loading layer", "Pushing")  # the states whose bytes mean something to look at
 _BAR = (10, 50)  # the narrowest and the widest
 
 

@@ -176,7 +176,10 @@ class _Stream:
 def _inside(name: str, what: str) -> str:
     """``name`` without "." and doubled slashes. Raises `ImageError` for one that leads out of the archive."""
     path = posixpath.normpath(name) if name else ""
-    if not path or path.startswith(("/", "../")) or path == ".." or "\0" in path:
+    strange = "\0" in path or any(
+        "\ud800" <= char <= "\udfff" for char in path
+    )  # half a character, from JSON
+    if not path or strange or path.startswith(("/", "../")) or path == "..":
         raise ImageError(
             f"{what} names the member {printable(name, 200)!r}, which leads out of it",
             hint="No tool writes such archives: don't trust it.",

@@ -293,17 +293,29 @@ def _image(
 def _agreeing(archive: Archive, docker: Member, images: Iterator[Found]) -> Iterator[Found]:
     """``images``; raises `ImageError` where Docker's manifest.json beside the index speaks of others."""
     entries = _entries(archive, docker)
-    seen = set()
-    for image in images:
-        seen.add(image.id)
-        yield image
+    yield from images
+    index = _index(required(archive, "index.json").read(MAX_DOCUMENT), f"index.json of {archive.what}")
+    known = set(_configs(archive, index.manifests, _MAX_DEPTH))
     for entry in entries or ():
         named = _NAMED_BY_DIGEST.fullmatch(entry.config)
-        if not named or f"sha256:{named[1]}" not in seen:
+        if not named or f"sha256:{named[1]}" not in known:
             raise ImageError(
                 f"manifest.json and index.json of {archive.what} speak of different images",
                 hint="Programs that read the one or the other would load different things: don't trust it.",
             )
+
+
+def _configs(archive: Archive, entries: Sequence[Descriptor], depth: int) -> Iterator[str]:
+    """The digests of the configs of all images that the archive has, those for other platforms, too."""
+    for entry in entries:
+        if not _is_image(entry) or archive.find(_blob_name(entry.digest)) is None:
+            continue
+        what = f"a manifest in {archive.what}"
+        found = parse_manifest(_blob(archive, entry, what), entry.media_type, what)
+        if isinstance(found, Manifest):
+            yield found.config.digest
+        elif depth:
+            yield from _configs(archive, found.manifests, depth - 1)
 
 
 def _check_platform(config: ImageConfig, platform: str | None, what: str) -> None:

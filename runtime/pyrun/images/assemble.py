@@ -332,7 +332,7 @@ def work_on(
             reported(todo[number][0], status, current, total)
 
     def finished(number: int) -> None:
-        tell(number, "Pull complete", 0, 0)
+        tell(number, "Load complete", 0, 0)
 
     jobs = [Job(f"layer {short(layer.digest)}", work) for layer, work in todo]
     try:
