@@ -12,6 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyrun.errors import DigestMismatch, ManifestUnknown, RegistryError
 from pyrun.images import parts, sources
@@ -573,6 +575,27 @@ def test_an_answer_to_a_range_is_used_only_if_it_is_exactly_the_rest(
     code: int, said: str | None, asked: int, at: int | None
 ) -> None:
     assert begins(code, said, asked, 100) == at
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    code=st.sampled_from([200, 206, 206, 206, 416, 404]),
+    said=st.one_of(
+        st.none(),
+        st.text(max_size=30),
+        st.builds("bytes {}-{}/{}".format, *[st.integers(-2, 12)] * 3),
+        st.from_regex(r"bytes ?[0-9*]{0,20}-?[0-9]{0,20}/[0-9*]{0,20}", fullmatch=True),
+    ),
+    asked=st.integers(0, 10),
+)
+def test_whatever_a_server_says_of_ranges_only_the_rest_is_used(
+    code: int, said: str | None, asked: int
+) -> None:
+    at = begins(code, said, asked, 10)
+    assert at in (None, 0, asked)
+    if at:
+        assert code == 206
+        assert (said or "").strip() == f"bytes {asked}-9/10"
 
 
 def test_the_whole_is_asked_for_without_a_range() -> None:
