@@ -309,6 +309,8 @@ def test_pruning_everything_heeds_the_labels_of_images(own: Pyrun) -> None:
     own.ok("system", "prune", "-a", "-f", "--filter", "label=stage=test")
     assert sorted(names(own)) == ["busybox:latest", "cli/plain:1"]
     assert own.ok("ps", "-aq") != ""
+    done = own("system", "prune", "-a", "--filter", "label!=stage", input="n\n")
+    assert "Items to be pruned will be filtered with:\n  - label!=stage\n" in done.stdout
     own.ok("system", "prune", "-a", "-f", "--filter", "label!=stage")
     assert names(own) == []
     assert own.ok("ps", "-aq") == ""

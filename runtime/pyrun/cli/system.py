@@ -245,7 +245,7 @@ def prune(
     from ..upkeep.prune import PRUNED
 
     Filters(filter or [], PRUNED)  # what is wrong with them shows before the question
-    if not force and not _confirmed(all):
+    if not force and not _confirmed(all, filter or []):
         warn("pyrun: nothing was removed")
         return 1
     done = session(context).engine().prune(all=all, filters=filter or [])
@@ -256,7 +256,7 @@ def prune(
     return 0
 
 
-def _confirmed(all: bool) -> bool:
+def _confirmed(all: bool, filters: list[str]) -> bool:
     images = "all images without at least one container associated to them" if all else "all dangling images"
     write(
         "WARNING! This will remove:\n"
@@ -264,6 +264,12 @@ def _confirmed(all: bool) -> bool:
         f"  - {images}\n"
         "  - layers that no image and no container needs\n"
         "  - what broken-off pulls and dead processes left\n\n"
-        "Are you sure you want to continue? [y/N] "
     )
+    if filters:
+        write(
+            "Items to be pruned will be filtered with:\n"
+            + "".join(f"  - {text}\n" for text in filters)
+            + "\n"
+        )
+    write("Are you sure you want to continue? [y/N] ")
     return agreed()
