@@ -467,6 +467,26 @@ def test_a_helper_keeps_the_login_where_one_is_configured(user: User, basic: Reg
     assert json.loads(user.keychain.read_text()) == {}
 
 
+def test_registries_conf_can_put_a_helper_before_the_files(user: User, basic: Registry) -> None:
+    user.install_helper()
+    conf = user.home / "registries.conf"
+    conf.write_text('credential-helpers = ["testing", "containers-auth.json"]\n')
+    user.pyrun.env["CONTAINERS_REGISTRIES_CONF"] = str(conf)
+    assert user.login(basic.host).returncode == 0
+    assert list(json.loads(user.keychain.read_text())) == [basic.host]
+    assert not user.auth_file.exists()
+    image = f"{basic.host}/private/app:1"
+    user.pyrun.ok("pull", "-q", image)
+    user.pyrun.ok("logout", basic.host)
+    assert json.loads(user.keychain.read_text()) == {}
+    own = user.home / "own.json"
+    assert user.login("--authfile", str(own), basic.host).returncode == 0
+    assert user.pyrun("pull", image).returncode == 1
+    user.auth_file.parent.mkdir()
+    own.rename(user.auth_file)
+    user.pyrun.ok("pull", "-q", image)
+
+
 def test_a_helper_that_is_missing_is_named(user: User, basic: Registry) -> None:
     user.docker_file.parent.mkdir()
     user.docker_file.write_text('{"credsStore": "absent"}')

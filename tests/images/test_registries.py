@@ -109,6 +109,17 @@ def test_an_alias_names_a_short_name_and_nothing_else(tmp_path: Path) -> None:
     assert places(tmp_path, conf, "tool/more") == ["registry-1.docker.io/tool/more:latest"]
 
 
+def test_credential_helpers_are_a_list_of_names(tmp_path: Path) -> None:
+    conf = tmp_path / "conf"
+    conf.write_text("")
+    assert Registries.from_file(str(conf)).helpers == ["containers-auth.json"]
+    conf.write_text('credential-helpers = ["one", "containers-auth.json"]')
+    assert Registries.from_file(str(conf)).helpers == ["one", "containers-auth.json"]
+    conf.write_text('credential-helpers = "one"')
+    with pytest.raises(ConfigError, match="credential-helpers is not a list"):
+        Registries.from_file(str(conf))
+
+
 def test_a_mirror_that_is_the_primary_is_asked_once(tmp_path: Path) -> None:
     conf = '[[registry]]\nlocation = "a.io"\n[[registry.mirror]]\nlocation = "a.io"\n'
     assert places(tmp_path, conf, "a.io/x") == ["a.io/x:latest"]

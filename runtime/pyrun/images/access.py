@@ -21,7 +21,7 @@ def unheard(text: str) -> None:
 @dataclass(frozen=True, slots=True)
 class Access:
     """credentials  for the registry that a name leads to, never for its mirrors; None: those stored
-    authfile     the only file credentials are read from; None: `pyrun.images.credentials.files`
+    authfile     the only file credentials are read from; None: what `pyrun.images.credentials` finds
     tls_verify   False: as ``insecure = true`` in registries.conf; True: no plain HTTP, not even to loopback; None:
                  as registries.conf says
     cert_dir     the only directory of CAs and client certificates; None: ``certs.d`` of the user and of the host
@@ -49,9 +49,9 @@ class Access:
             if isinstance(found, ConfigError):
                 raise found
             return found
-        from .credentials import files, lookup
+        from .credentials import stored
 
-        return lookup(endpoint.host, endpoint.path, files(self.authfile))
+        return stored(endpoint.host, endpoint.path, self.authfile)
 
     def ahead(self, endpoints: Sequence[Endpoint]) -> Access:
         """This, with the credentials for ``endpoints`` looked up now, before the process enters a user namespace:

@@ -7,6 +7,8 @@ Read in this order, and the first that knows the repository counts:
     $XDG_CONFIG_HOME/containers/auth.json (~/.config)
     $DOCKER_CONFIG/config.json (~/.docker)
 
+``credential-helpers`` in registries.conf may put helpers before or behind these files, or in their place.
+
 Within a file: the registry's entry in ``credHelpers``; ``auths`` for ``host/namespace/repository``, then for the
 namespaces above; the helper named by ``credsStore``; ``auths`` for the host.
 """
@@ -25,12 +27,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError
+from .registries import AUTH_FILES, Registries
 
 ENVIRONMENT = "REGISTRY_AUTH_FILE"
 DOCKER_HUB = "docker.io"
 DOCKER_HUB_KEY = "https://index.docker.io/v1/"  # in docker's files and helpers
 _HUB_NAMES = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
 MAX_FILE = 4 << 20
+CONFIGURED = "credential-helpers in registries.conf"
 _HINT = "man containers-auth.json describes the file; `pyrun login` writes it."
 
 
@@ -108,8 +112,23 @@ def _own_uid() -> int:
     return uid
 
 
+def stored(host: str, path: str, authfile: str | None = None) -> Credentials | None:
+    """What is stored for the repository ``path`` at ``host``, by the files and helpers of this user and host; None if
+    nothing is. Raises `ConfigError`."""
+    paths = files(authfile)
+    if authfile or os.environ.get(ENVIRONMENT):
+        return lookup(host, path, paths)
+    for name in Registries.load().helpers:
+        found = (
+            lookup(host, path, paths) if name == AUTH_FILES else ask(name, CONFIGURED, registry_name(host))
+        )
+        if found:
+            return found
+    return None
+
+
 def lookup(host: str, path: str, paths: Sequence[str]) -> Credentials | None:
-    """What is stored for the repository ``path`` at ``host``; None if nothing is.
+    """What files have for the repository ``path`` at ``host``; None if nothing.
 
     Raises `ConfigError` where a file is malformed, or a helper that is configured for this registry fails.
     """
@@ -182,14 +201,14 @@ class AuthFile:
         """What this file knows of the repository ``path`` at ``host``."""
         registry = registry_name(host)
         own = self.helper(registry, store=False)
-        if own and (found := self._ask(own, registry)):
+        if own and (found := ask(own, self.path, registry)):
             return found
         parts = path.split("/") if path else []
         for count in range(len(parts), 0, -1):
             key = "/".join([registry, *parts[:count]])
             if key in self.auths and (found := self._entry(key)):
                 return found
-        if not own and self.store and (found := self._ask(self.store, registry)):
+        if not own and self.store and (found := ask(self.store, self.path, registry)):
             return found
         for key in self.keys(registry):
             if found := self._entry(key):
@@ -200,15 +219,6 @@ class AuthFile:
         """The keys of ``auths`` that mean ``name``: itself first, then as docker writes it, with a URL around."""
         found = [name] if name in self.auths else []
         return found + [key for key in self.auths if key != name and normalised(key) == name]
-
-    def _ask(self, helper: str, registry: str) -> Credentials | None:
-        from .helpers import Helper
-
-        program = Helper(helper, self.path)
-        for server in _servers(registry):
-            if found := program.get(server):
-                return found
-        return None
 
     def _entry(self, key: str) -> Credentials | None:
         entry = self.auths[key]
@@ -226,6 +236,17 @@ class AuthFile:
             username, password = _decoded(texts["auth"], where)
         found = Credentials(username, password, texts["identitytoken"], texts["registrytoken"], self.path)
         return found or None
+
+
+def ask(helper: str, configured: str, registry: str) -> Credentials | None:
+    """What a helper that ``configured`` names keeps for ``registry`` (of `registry_name`)."""
+    from .helpers import Helper
+
+    program = Helper(helper, configured)
+    for server in _servers(registry):
+        if found := program.get(server):
+            return found
+    return None
 
 
 def _decoded(auth: str, where: str) -> tuple[str, str]:

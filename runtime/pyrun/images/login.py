@@ -9,6 +9,7 @@ from ..errors import InvalidReference, NotFound, Unauthorized, UsageError
 from .access import Access
 from .client import RegistryClient
 from .credentials import (
+    CONFIGURED,
     DOCKER_HUB,
     DOCKER_HUB_KEY,
     ENVIRONMENT,
@@ -23,11 +24,12 @@ from .credentials import (
     normalised,
     registry_name,
     runtime_file,
+    stored,
 )
 from .helpers import TOKEN, Helper
 from .printable import printable
 from .reference import Reference
-from .registries import Registries
+from .registries import AUTH_FILES, Registries
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,7 @@ def _stored(server: Server, authfile: str | None, compat_file: str | None) -> Cr
     only = compat_file or authfile or os.environ.get(ENVIRONMENT)
     if only:  # which `login` may be about to make
         return lookup(server.host, server.path, [only])
-    return lookup(server.host, server.path, files())
+    return stored(server.host, server.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +198,14 @@ class _Place:
                 hint="Use --authfile.",
             )
         only = compat_file or authfile or os.environ.get(ENVIRONMENT)
-        found = None
+        if not only and not server.path:
+            first = Registries.load().helpers[0]
+            if first != AUTH_FILES:
+                return cls(server, os.path.abspath(runtime_file()), False, Helper(first, CONFIGURED))
         for path in [only] if only else [runtime_file(), config_file(), docker_file()]:
             name = AuthFile.read(path).helper(server.host)
             if name and not server.path:
-                found = Helper(name, path)
-                return cls(server, path, bool(compat_file), found)
+                return cls(server, path, bool(compat_file), Helper(name, path))
         return cls(server, os.path.abspath(only or runtime_file()), bool(compat_file), None)
 
     @property

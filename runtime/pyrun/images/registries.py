@@ -21,6 +21,7 @@ from .reference import DEFAULT_DOMAIN, Reference
 
 ENVIRONMENT = "CONTAINERS_REGISTRIES_CONF"
 SYSTEM = "/etc/containers/registries.conf"
+AUTH_FILES = "containers-auth.json"
 DOCKER_HUB_API = "registry-1.docker.io"
 _HINT = "man containers-registries.conf describes the file (version 2 of its format)."
 
@@ -79,6 +80,8 @@ class Registries:
 
     tables: dict[str, _Registry] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
+    # credential-helpers: where logins are looked for, in order; AUTH_FILES stands for the credential files.
+    helpers: list[str] = field(default_factory=lambda: [AUTH_FILES])
 
     @classmethod
     def load(cls) -> Registries:
@@ -191,6 +194,11 @@ class Registries:
             raise ConfigError(
                 f"{path}: the table [registries] belongs to version 1 of the format", hint=_HINT
             )
+        helpers = content.get("credential-helpers")
+        if helpers is not None:
+            if not isinstance(helpers, list) or not all(isinstance(name, str) for name in helpers):
+                raise ConfigError(f"{path}: credential-helpers is not a list of strings", hint=_HINT)
+            self.helpers = helpers or [AUTH_FILES]
         for number, table in enumerate(_typed(path, content, "registry", list, [])):
             where = f"registry[{number}]"
             if not isinstance(table, dict):
