@@ -309,8 +309,11 @@ import sys
 from pyrun.errors import RegistryError
 from tests_images import FaultServer, client, everything
 address, log = sys.argv[1:]
-with FaultServer(everything(b"{}"), log + "-in") as inside:
-    for where in (f"http://{inside.host}/", f"http://localhost:{inside.port}/"):
+with (
+    FaultServer(everything(b"{}"), log + "-in") as inside,
+    FaultServer(everything(b"{}"), log + "-cloud", address="169.254.169.254") as cloud,
+):
+    for where in (f"http://{inside.host}/", f"http://localhost:{inside.port}/", f"http://{cloud.host}/latest/"):
         with FaultServer(everything(b"", 307, location=where), log, address=address) as outside:
             try:
                 client(outside.host, insecure=True).get_manifest("1")
@@ -326,11 +329,13 @@ with FaultServer(everything(b"{}"), log + "-in") as inside:
             assert "an address of this machine or link" in error.message, error
         else:
             raise SystemExit("followed")
-    assert inside.requests() == []
+    assert inside.requests() == cloud.requests() == []
 """
 
 
-def test_a_registry_elsewhere_can_not_lead_to_this_machines_loopback(tmp_path: Path) -> None:
+def test_a_registry_elsewhere_can_not_lead_to_this_machines_loopback_or_its_clouds_metadata(
+    tmp_path: Path,
+) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, for a network namespace")
     # A public address, in a network namespace of its own where it belongs to lo.
@@ -338,7 +343,10 @@ def test_a_registry_elsewhere_can_not_lead_to_this_machines_loopback(tmp_path: P
         "from tests_images import FaultServer, client, everything",
         "from images.faults import FaultServer\nfrom images.test_client import client, everything",
     )
-    loopback = 'ip link set lo up && ip addr add 203.0.113.7/32 dev lo && exec "$@"'
+    loopback = (
+        "ip link set lo up && ip addr add 203.0.113.7/32 dev lo && ip addr add 169.254.169.254/32 dev lo"
+        ' && exec "$@"'
+    )
     log = str(tmp_path / "log")
     done = subprocess.run(
         ["unshare", "-n", "sh", "-c", loopback, "sh", sys.executable, "-c", script, "203.0.113.7", log],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from ..errors import ImageError
+from ..errors import DigestMismatch, ImageError, RegistryError
 from ..storage.locks import SharedLock
 from .content import ContentStore, out_of_space
 from .local import ImageStore
@@ -58,8 +58,20 @@ def pull(
 
             pulling = Pulling(reference, asked, content, images, layers, endpoints, access, progress)
             return pulling.run(known)
+    except ImageError as error:
+        error.hint = error.hint or _hint(error)
+        raise
     except OSError as error:
         raise out_of_space(error, str(error.filename or content.root)) from error
+
+
+def _hint(error: ImageError) -> str:
+    """What to do about an error that does not say so itself."""
+    if isinstance(error, DigestMismatch):
+        return "Nothing of it was kept. If it happens again, the registry or mirror serves bad content."
+    if isinstance(error, RegistryError):
+        return "The registry, or something on the way to it, misbehaves. Nothing of it was kept; try again later."
+    return "Nothing of it was kept. The image has to be built or pushed again, if it is one."
 
 
 def all_tags(reference: Reference, registries: Registries, access: Access | None = None) -> list[str]:
