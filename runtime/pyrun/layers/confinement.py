@@ -60,7 +60,7 @@ LIMITS = {
 # reaches another process. Some architectures have only the older, some only the newer ones.
 ALLOWED = """
     read pread64 readv write pwrite64 writev lseek _llseek close dup fcntl fcntl64 poll ppoll ppoll_time64
-    open openat fstat fstat64 stat stat64 lstat lstat64 newfstatat fstatat64 statx fstatfs fstatfs64
+    open openat openat2 fstat fstat64 stat stat64 lstat lstat64 newfstatat fstatat64 statx fstatfs fstatfs64
     getdents64 getcwd chdir fchdir umask ftruncate ftruncate64 truncate fallocate copy_file_range
     mkdir mkdirat mknod mknodat link linkat symlink symlinkat readlink readlinkat
     unlink unlinkat rmdir rename renameat renameat2
