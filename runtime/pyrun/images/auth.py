@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urlsplit
 
 from ..errors import RegistryError, Unauthorized
+from .origin import is_loopback
 from .printable import printable
-from .transport import Response, Transport, is_loopback
+from .response import Response
+from .transport import Transport
 
 if TYPE_CHECKING:
     from .credentials import Credentials

@@ -19,8 +19,9 @@ from .digest import digest_like, is_digest, sha256
 from .mediatypes import DOCKER_INDEX, DOCKER_MANIFEST, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST
 from .printable import printable
 from .registries import Endpoint
+from .response import PATIENCE, Response
 from .retry import IDEMPOTENT, Sender, retry_after
-from .transport import PATIENCE, Body, Response, Transport
+from .transport import Body, Transport
 
 if TYPE_CHECKING:
     from .model import Descriptor
@@ -35,7 +36,7 @@ class RegistryClient:
     name      the image's name in messages, as the user knows it
     actions   what tokens are asked for: "pull" or "pull,push"
     access    whose credentials, which certificates, who hears of retries and warnings
-    patience  the seconds a slow answer gets (`pyrun.images.transport.PATIENCE`)
+    patience  the seconds a slow answer gets (`pyrun.images.response.PATIENCE`)
 
     Connections must not be shared across fork: `close` before forking; the next request opens new ones. Tokens
     are inherited: call `authorize` before forking, so that the workers don't ask for one each.

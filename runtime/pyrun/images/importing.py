@@ -14,10 +14,11 @@ from ..errors import LayerError, RegistryError, UsageError
 from . import derived
 from .assemble import add_layer, store_image
 from .compress import compression_of
+from .origin import is_loopback, named
 from .platform import Platform, host
 from .printable import printable
 from .spool import unreadable
-from .transport import Transport, is_loopback, named
+from .transport import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

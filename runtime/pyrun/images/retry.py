@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import RegistryError
 from .printable import printable
-from .transport import Body, Response, Transport
+from .response import Response
+from .transport import Body, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable

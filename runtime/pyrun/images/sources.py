@@ -21,7 +21,7 @@ from .retry import LONGEST_WAIT, doubling, retry_after, scale
 
 if TYPE_CHECKING:
     from .client import RegistryClient
-    from .transport import Response
+    from .response import Response
 
 TRIES = 5  # failures in a row without progress, a source
 MAX_URLS = 16  # of one foreign layer

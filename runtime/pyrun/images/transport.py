@@ -8,145 +8,28 @@ TLS follows where plain HTTP finds no registry, on port 443 for a host without a
 from __future__ import annotations
 
 import http.client
-import io
 import ipaddress
 import socket
 import ssl
-import time
 from copy import copy
-from functools import partial
-from typing import Any, BinaryIO
-from urllib.parse import SplitResult, urljoin, urlsplit
+from typing import BinaryIO
+from urllib.parse import urljoin, urlsplit
 
 from ..errors import RegistryError
+from .origin import PLAIN_HINT, Address, Origin, address, explained, is_inward, is_loopback, named, parsed
 from .printable import printable
 from .proxy import Proxies, Proxy
+from .response import IDLE_TIMEOUT, PATIENCE, Deadline, Response, head_of
 from .tls import certificates
 
 CONNECT_TIMEOUT = 15.0  # seconds
-IDLE_TIMEOUT = 60.0  # seconds without a byte
-PATIENCE = 60.0  # seconds for an answer's head, for a small body, and for each MIN_PROGRESS of a large one
-MIN_PROGRESS = 64 << 10  # bytes
 KEEPING = 5  # times the patience, for the answer to an upload
 MAX_REDIRECTS = 10
 BLOCK = 256 << 10  # bytes of a body that are sent at once
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _USER_AGENT = "pyrun"
-_SMALL = 64 << 10
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Origin = tuple[str, str, int]  # scheme, host, port
 Body = bytes | BinaryIO
-
-
-class Response:
-    """An answer whose body has not been read. Read it to its end, or `close` it, before the next request."""
-
-    def __init__(
-        self,
-        raw: http.client.HTTPResponse,
-        connection: http.client.HTTPConnection,
-        origin: Origin,
-        deadline: Deadline,
-        patience: float,
-        home: bool = True,
-    ) -> None:
-        self.home = home  # the registry itself answered, not where it led to
-        self.raw = raw
-        self._deadline = deadline
-        self._patience = patience
-        self.status = raw.status
-        self.origin = origin
-        self._connection = connection
-
-    def header(self, name: str) -> str | None:
-        """The header's value; several of one name are joined by commas, as RFC 9110 §5.3 reads them."""
-        values = self.raw.headers.get_all(name)
-        return ", ".join(values) if values else None
-
-    def read(self, limit: int) -> bytes | None:
-        """The whole body, None if it is longer than ``limit`` bytes (the connection is closed then).
-
-        It has to be there in `PATIENCE`.
-        """
-        with _explained(self.origin):
-            self._deadline.allow(self._patience)
-            body = self.raw.read(limit + 1)
-            short = self.raw.length  # what Content-Length promised and did not come
-        if len(body) > limit:
-            self.close()
-            return None
-        if short:
-            self.close()
-            raise RegistryError(f"{named(self.origin)} closed the connection in the middle of an answer")
-        return body
-
-    def readinto(self, buffer: memoryview) -> int:
-        """Up to ``len(buffer)`` bytes of the body; 0 at its end, or where the connection ended early.
-
-        Slower than `MIN_PROGRESS` each `PATIENCE` is an error. The time between two calls does not count.
-        """
-        with _explained(self.origin):
-            self._deadline.allow(self._patience * max(1.0, len(buffer) / MIN_PROGRESS))
-            return self.raw.readinto(buffer)
-
-    def discard(self) -> None:
-        """Be done with the answer; the connection is kept if only little of the body is left."""
-        self.read(_SMALL)
-
-    def close(self) -> None:
-        """Be done with the answer and its connection."""
-        self.raw.close()
-        self._connection.close()
-
-
-class Deadline:
-    """Until when reads may wait. A server that sends a byte now and then never meets a socket's timeout, and
-    one that sends interim answers or trailers without end is read inside one call of http.client."""
-
-    def __init__(self, seconds: float, idle: float = IDLE_TIMEOUT) -> None:
-        self._idle = idle
-        self.allow(seconds)
-
-    def allow(self, seconds: float) -> None:
-        """Start anew: ``seconds`` from now."""
-        self._end = time.monotonic() + seconds
-
-    def left(self) -> float:
-        """Seconds until then, at most ``idle``. Raises TimeoutError where there are none."""
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return min(left, self._idle)
-
-
-class _TimedReader(io.RawIOBase):
-    """A socket's bytes, under a deadline."""
-
-    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
-        super().__init__()
-        self._socket = sock
-        self._raw = sock.makefile("rb", buffering=0)  # counted by the socket, which stays open as long
-        self._deadline = deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int | None:
-        self._socket.settimeout(self._deadline.left())
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._raw.close()
-        super().close()
-
-
-class _TimedResponse(http.client.HTTPResponse):
-    def __init__(self, deadline: Deadline, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self.fp.close()
-        self.fp = io.BufferedReader(_TimedReader(sock, deadline))
 
 
 class Transport:
@@ -193,7 +76,7 @@ class Transport:
 
     def is_home(self, url: str) -> bool:
         """Whether ``url`` is at this registry: its scheme, host and port. Only such a one gets credentials."""
-        return _parsed(url)[0] == self._origin(self.scheme)
+        return parsed(url)[0] == self._origin(self.scheme)
 
     def close(self) -> None:
         """Close every connection; the next request opens new ones."""
@@ -239,10 +122,10 @@ class Transport:
         headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
         start = body.tell() if body is not None and not isinstance(body, bytes) else 0
         for _ in range(MAX_REDIRECTS + 1):
-            origin, target = _parsed(url)
+            origin, target = parsed(url)
             if origin[0] == "http" and not self.plain_allowed:
                 raise RegistryError(
-                    f"{self.host} leads to {printable(url, 200)}, which is not https", hint=_PLAIN_HINT
+                    f"{self.host} leads to {printable(url, 200)}, which is not https", hint=PLAIN_HINT
                 )
             response = self._send(method, origin, target, headers, body, start)
             location = response.header("Location")
@@ -253,7 +136,7 @@ class Transport:
                 url = urljoin(url, location)
             except ValueError:
                 url = location  # refused by the next line
-            following = _parsed(url)[0]
+            following = parsed(url)[0]
             if origin[0] == "https" and following[0] != "https":
                 raise RegistryError(
                     f"{named(origin)} redirects from https to {printable(url, 200)}",
@@ -274,9 +157,9 @@ class Transport:
     ) -> Response:
         proxy = self._proxy(origin)
         if proxy is not None and origin[0] == "http" and not proxy.socks:
-            target, headers = _url(origin, target), {**headers, **proxy.headers}
+            target, headers = address(origin, target), {**headers, **proxy.headers}
         for attempt in (1, 2):
-            with _explained(origin):
+            with explained(origin):
                 connection, fresh = self._connected(origin)
                 self._check_peer(origin, connection)
                 try:
@@ -288,7 +171,7 @@ class Transport:
                     if body is not None and not isinstance(body, bytes):
                         # A registry may put a large blob away, in its own store's time, before it answers.
                         deadline = Deadline(self.patience * KEEPING, self.patience * KEEPING)
-                    raw = _answer(connection, deadline)
+                    raw = head_of(connection, deadline)
                     if raw.status == 407 and proxy is not None:
                         connection.close()
                         raise proxy.refused(raw.status, named(origin))
@@ -360,7 +243,7 @@ class Transport:
             self._home = peer
             return
         home = self._home
-        if _inward(peer) and not (home and _inward(home) and home.is_loopback == peer.is_loopback):
+        if is_inward(peer) and not (home and is_inward(home) and home.is_loopback == peer.is_loopback):
             connection.close()
             raise RegistryError(
                 f"{self.host} leads to {named(origin)}, an address of this machine or link ({peer})",
@@ -368,7 +251,7 @@ class Transport:
             )
 
     def _origin(self, scheme: str) -> Origin:
-        return _parsed(f"{scheme}://{self.host}/")[0]
+        return parsed(f"{scheme}://{self.host}/")[0]
 
     def _proxy(self, origin: Origin) -> Proxy | None:
         if self._proxies is None:
@@ -390,15 +273,15 @@ class Transport:
 
         Raises `RegistryError` where the host can't be reached, unless it has no port: then 443 is left to try.
         """
-        origin, target = _parsed(f"http://{self.host}/v2/")
+        origin, target = parsed(f"http://{self.host}/v2/")
         connection = http.client.HTTPConnection(origin[1], origin[2], timeout=CONNECT_TIMEOUT)
         headers = {"User-Agent": _USER_AGENT}
         proxy = self._proxy(origin)
         if proxy is not None and not proxy.socks:
-            target, headers = _url(origin, target), {**headers, **proxy.headers}
+            target, headers = address(origin, target), {**headers, **proxy.headers}
         try:
             try:
-                with _explained(origin):
+                with explained(origin):
                     if proxy is None:
                         connection.connect()
                         self._home = _peer(connection)
@@ -412,7 +295,7 @@ class Transport:
                 return False
             try:
                 connection.request("GET", target, headers=headers)
-                answer = _answer(connection, Deadline(self.patience))
+                answer = head_of(connection, Deadline(self.patience))
             except TimeoutError:
                 self._refusal = "no answer in time"
                 return False
@@ -430,9 +313,6 @@ class Transport:
             connection.close()
 
 
-_PLAIN_HINT = "Plain HTTP is spoken to loopback, and to hosts that registries.conf marks insecure = true."
-
-
 def _request(
     connection: http.client.HTTPConnection,
     method: str,
@@ -441,7 +321,7 @@ def _request(
     headers: dict[str, str],
 ) -> bool:
     """Send a request. False where the other side stopped reading its body: it may have said why (413), which only
-    `_answer` can tell."""
+    `head_of` can tell."""
     try:
         connection.request(method, target, body, headers)
     except (BrokenPipeError, ConnectionResetError):
@@ -451,89 +331,7 @@ def _request(
     return True
 
 
-def _answer(connection: http.client.HTTPConnection, deadline: Deadline) -> http.client.HTTPResponse:
-    """The head of the answer to a request that was sent."""
-    connection.response_class = partial(_TimedResponse, deadline)  # type: ignore[assignment]
-    return connection.getresponse()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether ``host[:port]`` names this machine's loopback, by address or as "localhost"."""
-    name = urlsplit(f"//{host}").hostname or ""
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost"
-
-
-def named(origin: Origin) -> str:
-    """``host:port`` for a message, without the port that the scheme implies."""
-    scheme, host, port = origin
-    host = f"[{host}]" if ":" in host else host
-    return printable(host if port == {"http": 80, "https": 443}[scheme] else f"{host}:{port}", 300)
-
-
-def _url(origin: Origin, target: str) -> str:
-    scheme, host, port = origin
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{target}"
-
-
-def _parsed(url: str) -> tuple[Origin, str]:
-    try:
-        parts: SplitResult = urlsplit(url)
-        port, host = parts.port, parts.hostname
-    except ValueError:
-        port, host = None, None
-    else:
-        if parts.scheme in ("http", "https") and host and not parts.username and not parts.password:
-            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            return (parts.scheme, host, port or {"http": 80, "https": 443}[parts.scheme]), target
-    raise RegistryError(f"{printable(url, 300)!r} is not an address that can be fetched")
-
-
 def _peer(connection: http.client.HTTPConnection) -> Address:
     """The address that was connected to: what a name resolved to, and not what it may resolve to next."""
     address = ipaddress.ip_address(connection.sock.getpeername()[0].partition("%")[0])
     return getattr(address, "ipv4_mapped", None) or address
-
-
-def _inward(address: Address) -> bool:
-    return address.is_loopback or address.is_link_local
-
-
-class _explained:  # noqa: N801  (reads as a word in a with statement)
-    """Turns the errors of sockets, TLS and HTTP into a `RegistryError` that names the host."""
-
-    def __init__(self, origin: Origin) -> None:
-        self.origin = origin
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, (OSError, http.client.HTTPException, ValueError)):
-            return
-        host = named(self.origin)
-        hint = "Check the network, and the mirrors in registries.conf."
-        if isinstance(error, socket.gaierror):
-            why = f"its name can't be resolved ({error.strerror})"
-        elif isinstance(error, ssl.SSLCertVerificationError):
-            why = f"its certificate can't be verified: {error.verify_message}"
-            hint = (
-                f"Put its CA's certificate into /etc/containers/certs.d/{host}/ca.crt,"
-                " or mark it insecure = true in registries.conf."
-            )
-        elif isinstance(error, ssl.SSLError) and "ALERT" in str(error.reason) and "CERT" in str(error.reason):
-            why = f"it wants another client certificate ({error.reason.lower().replace('_', ' ')})"
-            hint = f"Put it into /etc/containers/certs.d/{host} as client.cert and client.key."
-        elif isinstance(error, ssl.SSLError):
-            why, hint = f"TLS failed: {error.reason or error}", _PLAIN_HINT
-        elif isinstance(error, TimeoutError):
-            why = "it does not answer in time"
-        elif isinstance(error, http.client.HTTPException):
-            why = f"its answer is not HTTP: {type(error).__name__} {printable(str(error), 200)}".rstrip()
-        elif isinstance(error, OSError):
-            why = (error.strerror or str(error)).lower()
-        else:
-            why = printable(str(error), 200)
-        raise RegistryError(f"registry {host} can't be reached: {why}", hint=hint) from error

@@ -17,10 +17,11 @@ from urllib.parse import urldefrag, urlencode, urljoin
 from ..errors import DigestMismatch, PyrunError, RegistryError, Unauthorized
 from .client import RegistryClient
 from .content import ContentStore
+from .origin import named
 from .printable import printable
+from .response import Response
 from .retry import LATER, LONGEST_WAIT, doubling, retry_after, scale
 from .sending import Cancelled, Outgoing, Part
-from .transport import Response, named
 
 Report = Callable[[str, int, int], None]  # status, current, total
 T = TypeVar("T")
