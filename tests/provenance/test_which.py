@@ -281,6 +281,24 @@ def test_every_file_of_a_real_image_has_the_content_that_a_container_sees(study:
         pass
 
 
+def test_a_shell_completes_paths_of_the_image(study: Pyrun) -> None:
+    study.ok("which", "study", "/")
+
+    def completed(*words: str) -> list[str]:
+        lines = study.ok(
+            "__complete", "zsh", "pyrun", "--root", str(study.root), "--state", str(study.state), *words
+        ).splitlines()
+        return [line.split("\t")[1] for line in lines]
+
+    assert completed("which", "study", "/u") == ["/usr/"]
+    assert completed("which", "study", "/usr/bin/d") == ["/usr/bin/dash"]
+    assert completed("which", "study", "bin/m") == ["bin/more"]
+    assert completed("which", "study", "/opt/") == ["/opt/new"]
+    assert "study:latest" in completed("which", "st")
+    assert "study:latest" in completed("layers", "st")
+    assert completed("which", "nothere", "/u") == []
+
+
 # --- containers
 
 
@@ -320,6 +338,7 @@ def check_container(pyrun: Pyrun, name: str) -> None:
     done = pyrun("which", name, "/etc/shadow")
     assert done.returncode == 1
     assert "the container deleted it" in done.stderr
+    assert "deleted by the container" in done.stdout
     assert pyrun.ok("which", name, "/etc/new", "--cat") == "written\n"
     assert pyrun.ok("which", name, "/etc/passwd", "--cat", "@container") == "changed\n"
     assert pyrun.ok("which", name, "/etc/passwd", "--cat", f"@{number - 1}").startswith("root:")

@@ -6,13 +6,14 @@ import os
 import stat
 from typing import Annotated, Any
 
+import click
 import typer
 
 from ..errors import UsageError
 from . import options as shared
 from .escape import ellipsis, printable
 from .output import document, flush, rows, write, write_bytes
-from .session import session
+from .session import Session, session
 from .units import human_size, rfc3339
 
 TYPE_CHECKING = False
@@ -72,10 +73,23 @@ def mode_text(kind: str, mode: int) -> str:
     return stat.filemode(_TYPES[kind] | mode)
 
 
+def _complete_path(ctx: click.Context, incomplete: str) -> list[str]:
+    """Paths of the image; silent where that fails, for a prompt is no place for errors."""
+    own = Session()
+    given = ctx.find_root().params
+    own.root, own.state, own.config = given.get("root"), given.get("state"), given.get("config")
+    try:
+        from ..engine.stack import suggested
+
+        return suggested(own.engine(), ctx.params.get("name") or "", incomplete)
+    except Exception:
+        return []
+
+
 def which(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="IMAGE|CONTAINER", autocompletion=shared.complete_any)],
-    path: Annotated[str, typer.Argument(metavar="PATH")],
+    path: Annotated[str, typer.Argument(metavar="PATH", autocompletion=_complete_path)],
     layer: Annotated[str | None, typer.Argument(metavar="[@LAYER]", show_default=False)] = None,
     cat: Annotated[
         bool,
@@ -143,7 +157,7 @@ def _human(found: Which, *, truncate: bool) -> None:
             write(f"  {printable(ellipsis(line, 200) if truncate else line)}\n")
     if found.versions:
         write("\n" if visible is not None and not found.problem else "")
-        records = (_row(one, found.path, truncate=truncate) for one in found.versions)
+        records = (_row(one, found, truncate=truncate) for one in found.versions)
         rows(records, HEADERS, tuple(HEADERS), "")
     lines = [*_details(found), *found.notes]
     if lines:
@@ -152,11 +166,11 @@ def _human(found: Which, *, truncate: bool) -> None:
         write(printable(line) + "\n")
 
 
-def _row(one: Version, path: str, *, truncate: bool) -> dict[str, str]:
+def _row(one: Version, found: Which, *, truncate: bool) -> dict[str, str]:
     by = build_line(one.layer)
     record = {
         "Layer": layer_name(one.layer),
-        "State": _state(one, path),
+        "State": _state(one, found),
         "Mode": "",
         "Owner": "",
         "Size": "",
@@ -171,9 +185,9 @@ def _row(one: Version, path: str, *, truncate: bool) -> dict[str, str]:
     return record
 
 
-def _state(one: Version, path: str) -> str:
+def _state(one: Version, found: Which) -> str:
     if one.kind == "whiteout":
-        what = "deletes it" if one.path == path else f"deletes {name_text(one.path)}"
+        what = "deletes it" if one.path == found.path else f"deletes {name_text(one.path)}"
         return what if one.state != "idle" else f"{what}: nothing to delete"
     if one.kind == "opaque":
         return f"empties {name_text(one.path)}"
@@ -181,7 +195,10 @@ def _state(one: Version, path: str) -> str:
         return f"puts something else in place of {name_text(one.path)}"
     if one.state == "merged":
         return "adds to it"
-    return f"{one.state} by layer {one.by}" if one.by else one.state
+    if not one.by:
+        return one.state
+    by = "the container" if found.container and one.by == found.layers else f"layer {one.by}"
+    return f"{one.state} by {by}"
 
 
 def _details(found: Which) -> Iterator[str]:

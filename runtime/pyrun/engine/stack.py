@@ -147,6 +147,30 @@ class Opened:
         )
 
 
+def suggested(engine: ContainerMethods, name: str, begun: str) -> list[str]:
+    """How the path ``begun`` could go on in the image ``name``, as far as tables of its layers are kept: a shell that
+    completes a word must not wait for blobs."""
+    from ..images.tables import Tables
+    from ..layers.provenance import Stack
+
+    image = engine.image(name)
+    tables = [Tables(engine.root).kept(layer.diff_id) for layer in image.layers]
+    kept = [table for table in tables if table is not None]
+    if len(kept) < len(tables):
+        return []
+    stack = Stack(kept)
+    directory, slash, last = begun.rpartition("/")
+    place = stack.find(os.fsencode(directory) or b"/")
+    if place.problem:
+        return []
+    found = []
+    for base, kind in sorted(stack.children(place.name).items()):
+        text = os.fsdecode(base)
+        if text.startswith(last):
+            found.append(directory + slash + text + ("/" if kind == "dir" else ""))
+    return found
+
+
 @contextmanager
 def opened(engine: ContainerMethods, name: str, *, images_only: bool = False) -> Iterator[Opened]:
     """The container or image ``name`` (a container is looked for first), readable while the context lasts.

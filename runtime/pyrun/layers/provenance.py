@@ -168,6 +168,15 @@ class Stack:
                 return found
         return None
 
+    def children(self, name: bytes) -> dict[bytes, str]:
+        """What is in the directory ``name``: base name -> kind."""
+        found = {}
+        for one in {table.names[row] for table in self.tables for row in table.below(name)}:
+            shown = self.lookup(one)
+            if shown is not None:
+                found[one.rpartition(b"/")[2]] = self.tables[shown.layer].kind(shown.row)
+        return found
+
     def source(self, found: Found) -> Found | None:
         """The version whose content an entry has: itself, or for a hard link to a lower layer's file that file."""
         for _ in range(len(self.tables)):
