@@ -20,7 +20,16 @@ import pytest
 
 from support.archives import Made, Special, descriptor, docker_archive, index, oci_layout, packed
 from support.pyrun import Pyrun, copy_store, terminal
-from support.registry import HOST_ARCHITECTURE, OCI_MANIFEST, OTHER_ARCHITECTURE, sha256, tar, zstd
+from support.registry import (
+    HOST_ARCHITECTURE,
+    OCI_MANIFEST,
+    OTHER_ARCHITECTURE,
+    Pushed,
+    Registry,
+    sha256,
+    tar,
+    zstd,
+)
 
 from .conftest import Store
 
@@ -171,6 +180,45 @@ def test_a_repository_means_all_of_its_tags_and_an_id_none(store: Store) -> None
     assert save(id) == [None]
     assert save(id.partition(":")[2][:12]) == [None]
     assert save(id, "app:1") == [[f"{full}app:1"]]
+
+
+def test_of_a_name_that_was_pulled_for_several_platforms_the_one_asked_for_is_saved(
+    empty: Pyrun, registry: Registry
+) -> None:
+    pushed = registry.push_image("library/several", "1", [ONE])
+    (other,) = {entry["digest"] for entry in _index_entries(registry, pushed)} - {pushed.manifest_digest}
+    for architecture in (OTHER_ARCHITECTURE, HOST_ARCHITECTURE):
+        empty.ok("pull", "-q", "--platform", f"linux/{architecture}", "several:1")
+    for architecture, digest in ((OTHER_ARCHITECTURE, other), (HOST_ARCHITECTURE, pushed.manifest_digest)):
+        data = empty.ok("save", "--platform", f"linux/{architecture}", "several:1", text=False)
+        with tarfile.open(fileobj=io.BytesIO(data)) as file:
+            member = file.extractfile("index.json")
+            assert member is not None
+            assert [entry["digest"] for entry in json.load(member)["manifests"]] == [digest]
+        assert tags_in(data) == [["docker.io/library/several:1"]]
+
+
+def _index_entries(registry: Registry, pushed: Pushed) -> list[dict[str, Any]]:
+    status, _, body = registry.request(
+        "GET",
+        f"/v2/{pushed.repository}/manifests/{pushed.digest}",
+        Accept="application/vnd.oci.image.index.v1+json",
+    )
+    assert status == 200
+    return list(json.loads(body)["manifests"])
+
+
+@pytest.mark.parametrize("driver", ["vfs", "erofs"])
+def test_it_loads_into_the_store_of_any_driver(archive: Path, store: Store, driver: str) -> None:
+    if driver == "erofs" and os.geteuid() != 0:
+        pytest.skip("needs root, to mount erofs")
+    pyrun = store.pyrun
+    pyrun.ok("load", "--storage", driver, "-i", str(archive))
+    assert pyrun.sh("echo it runs") == "it runs\n"
+    pyrun.ok("import", "-c", 'CMD ["x"]', "-", "made", input=ONE, text=False)
+    pyrun.ok("load", input=packed(docker_archive([Made([TWO])], [["two"]])), text=False)
+    assert "sound" in pyrun.ok("system", "check", "--deep")
+    assert len(store.images()) == 4
 
 
 def test_what_can_not_be_saved_is_refused_in_words(source: Pyrun, tmp_path: Path) -> None:

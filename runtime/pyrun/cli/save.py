@@ -43,10 +43,7 @@ def save(
         ),
     ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing (always so)")] = False,
-    platform: Annotated[
-        str | None,
-        typer.Option("--platform", metavar="OS/ARCH[/VARIANT]", help="Refuse images for other platforms"),
-    ] = None,
+    platform: shared.PlatformName = None,
 ) -> None:
     """Write images to an archive"""
     if multi and format == "docker-dir":

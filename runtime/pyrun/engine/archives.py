@@ -36,7 +36,8 @@ class ArchiveMethods(ContainerMethods):
         output    the path of a file (of a directory, for the formats that are one), which appears or is replaced
                   only when it is complete; or a descriptor that is written to
         format    "docker-archive", "oci-archive", "oci-dir" or "docker-dir": see `pyrun.images.save`
-        platform  "os/arch[/variant]" that every image has to suit
+        platform  "os/arch[/variant]" that every image has to suit: of a name that was pulled for several, the one
+                  for this
 
         The same images give the same bytes. Garbage collection waits meanwhile. Raises `NotFound`, `UsageError`,
         `PlatformUnavailable`, `DigestMismatch` where a blob was damaged on disk, and `PyrunError` where ``output``

@@ -28,14 +28,25 @@ def chosen(
     for word in words:
         for image, name in _named(images, word, find):
             if platform is not None and not satisfies(image, platform):
-                raise PlatformUnavailable(
-                    f"the local image {word} is for {image.platform}, not for {platform}",
-                    hint=f"`pyrun pull --platform {platform} {word}` fetches that.",
-                )
+                image = _sibling(images, image, platform, word)
             saving = found.setdefault(image.manifest, Saving(image, ()))
             if name is not None and name not in saving.names:
                 saving.names.append(name)
     return list(found.values())
+
+
+def _sibling(images: ImageStore, image: Image, platform: str, word: str) -> Image:
+    """The image for ``platform`` that the same index of the same repository named. Raises `PlatformUnavailable`."""
+    for other in images.naming(image.digest) if image.digest else ():
+        same = other.digest == image.digest and repository_of(other.reference) == repository_of(
+            image.reference
+        )
+        if same and satisfies(other, platform):
+            return other
+    raise PlatformUnavailable(
+        f"the local image {word} is for {image.platform}, not for {platform}",
+        hint=f"`pyrun pull --platform {platform} {word}` fetches that.",
+    )
 
 
 def _named(
