@@ -40,6 +40,7 @@ FRESH = 2  # a directory that hides whatever was at its name below
 OPAQUE = 4  # a directory that hides what was in it below
 
 _MAGIC = b"pyrun layer table 1\n"
+_MOST = 1 << 31  # bytes that a table may inflate to: ten million names have fewer
 _COLUMNS = (
     ("flags", "B"),
     ("modes", "H"),
@@ -168,7 +169,10 @@ class Table:
     def _decoded(cls, data: bytes) -> Table:
         if not data.startswith(_MAGIC):
             raise ValueError("it begins with something else")
-        plain = zlib.decompress(memoryview(data)[len(_MAGIC) :])
+        inflater = zlib.decompressobj()
+        plain = inflater.decompress(memoryview(data)[len(_MAGIC) :], _MOST)
+        if not inflater.eof or inflater.unused_data:
+            raise ValueError("it is cut off, or something follows it")
         end = plain.index(b"\n")
         head: dict[str, Any] = json.loads(plain[:end])
         at = end + 1
