@@ -158,7 +158,7 @@ def _write_items(usage: DiskUsage) -> None:
         ("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE", "SHARED SIZE", "UNIQUE SIZE", "CONTAINERS"),
         (
             (
-                image.repository,
+                image.repository or NONE,
                 image.tag or NONE,
                 short_id(image.id),
                 ago(image.created, now),
