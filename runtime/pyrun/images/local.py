@@ -74,11 +74,11 @@ class ImageStore:
         """
         reference = _reference(name)
         if _is_nameless(name):  # as such a record calls itself
-            image = self._read(file_name(name), name)
+            image = self.read(file_name(name), name)
             if image is not None:
                 return image
         if reference is not None:
-            image = self._read(file_name(reference.canonical), reference.canonical)
+            image = self.read(file_name(reference.canonical), reference.canonical)
             if image is not None:
                 return image
             if reference.digest is not None:
@@ -109,7 +109,7 @@ class ImageStore:
     def record(self, reference: Reference) -> Image | None:
         """The record of exactly this name; None where there is none, or a damaged one."""
         try:
-            return self._read(file_name(reference.canonical), reference.canonical)
+            return self.read(file_name(reference.canonical), reference.canonical)
         except ConfigError:
             return None
 
@@ -119,7 +119,7 @@ class ImageStore:
         found = []
         for name in self.names():
             try:
-                image = self._read(name, None)
+                image = self.read(name, None)
             except (ConfigError, StorageError) as error:
                 self.warnings.append(error.message)
                 continue
@@ -135,7 +135,7 @@ class ImageStore:
         found = []
         for name in self.names():
             try:
-                self._read(name, None)
+                self.read(name, None)
             except (ConfigError, StorageError) as error:
                 reference = unquote(name.removesuffix(_SUFFIX))
                 if file_name(reference) != name or not (_reference(reference) or _is_nameless(reference)):
@@ -224,51 +224,16 @@ class ImageStore:
     # --- writing
 
     def put(self, image: Image) -> None:
-        """Write the record of ``image.reference``; an image that so loses its last name keeps one by digest, or if
-        no registry has it stays without a name. One without a name gets no record where it has a name already.
+        """`pyrun.images.naming.put`, in this store."""
+        from .naming import put
 
-        A reference by digest becomes that of the image's manifest. Atomic and durable; the content it names
-        must be in the stores already.
-        """
-        with self.changing():
-            self._put(image)
-
-    def _put(self, image: Image) -> None:
-        by_digest = "@" in image.reference
-        if by_digest:
-            image = by_manifest(image)
-        if image.unnamed and any(i.id == image.id and not i.unnamed for i in self.naming(image.id)):
-            return
-        try:
-            before = self._read(file_name(image.reference), image.reference)
-        except ConfigError:
-            before = None
-        written = [image]
-        if before is not None and before.id != image.id:
-            written += self._kept_by_digest(before)
-        elif before is not None and by_digest and image.digest == image.manifest:
-            image.digest = before.digest  # the index's, by which it is known too
-        self.change(written, self._nameless(image))
+        put(self, image)
 
     def tag(self, source: str, target: str) -> Image:
-        """Give the image ``source`` the name ``target`` too; the new record.
+        """`pyrun.images.naming.tag`, in this store."""
+        from .naming import tag
 
-        In another repository it has no repository digest until it is pushed there.
-        """
-        reference = Reference.parse(target)
-        if reference.digest:
-            raise InvalidReference(
-                f"{target!r} can't be the name of a tag: it has a digest", hint='For example "app:1.0".'
-            )
-        with self.changing():
-            image = self.get(source)  # under the lock: `remove` may be taking it
-            record = image.to_json()
-            record["reference"] = reference.canonical
-            if repository_of(image.reference) != reference.repository:
-                record["digest"] = ""
-            copy = Image.from_json(record)
-            self._put(copy)
-        return copy
+        return tag(self, source, target)
 
     def remove(
         self,
@@ -313,8 +278,9 @@ class ImageStore:
         except FileNotFoundError:
             return []
 
-    def _read(self, name: str, reference: str | None) -> Image | None:
-        """One record; None if there is none. ``reference`` None: the one that the file's name stands for."""
+    def read(self, name: str, reference: str | None) -> Image | None:
+        """The record in the file ``name``; None if there is none. ``reference``: what it must be called; None: what the
+        file's name stands for. Raises `ConfigError`, `StorageError`."""
         data = self._data(name)
         return None if data is None else self._parsed(name, reference, data)
 
@@ -368,19 +334,6 @@ class ImageStore:
             raise Conflict(f"more than one image ID starts with {prefix[7:]}", hint="Give more digits.")
         return sorted(found, key=lambda i: ("@" in i.reference, i.reference))
 
-    def _nameless(self, image: Image) -> Images:
-        """The records without a name of the same image, other than its own."""
-        found = []
-        for name in self.names():
-            if name[:1] == "@":
-                try:
-                    other = self._read(name, None)
-                except (ConfigError, StorageError):
-                    continue
-                if other is not None and other.id == image.id and other.reference != image.reference:
-                    found.append(other)
-        return found
-
     # --- changing records, and with them the OCI layout's index
 
     def changing(self) -> Changing:
@@ -416,16 +369,6 @@ class ImageStore:
             data = json.dumps(image.to_json(), separators=(",", ":")).encode()
             write_file(self.path_of(image), data, 0o600)
 
-    def _kept_by_digest(self, image: Image) -> Images:
-        """The record that an image gets for the name it is losing; none where it has others."""
-        others = [i for i in self.naming(image.id) if i.id == image.id and i.reference != image.reference]
-        if others:
-            return []
-        kept = by_manifest(image)
-        if not image.digest:
-            kept.reference = f"@{image.manifest}"
-        return [kept]
-
 
 def satisfies(image: Image, platform: str | None) -> bool:
     """Whether the image runs on ``platform``; None: DOCKER_DEFAULT_PLATFORM, else the host's.
@@ -444,13 +387,6 @@ def _preferred(images: Images) -> Image:
         images.sort(key=lambda image: image.reference)
         images.sort(key=lambda image: (not satisfies(image, None), "@" not in image.reference))
     return images[0]
-
-
-def by_manifest(image: Image) -> Image:
-    """A copy, named by the digest of its manifest."""
-    record = image.to_json()
-    record["reference"] = f"{repository_of(image.reference)}@{image.manifest}"
-    return Image.from_json(record)
 
 
 def moment(created: str) -> str:

@@ -11,7 +11,7 @@ from ..errors import ConfigError, Conflict, InvalidReference, NotFound
 from .digest import short
 from .index import publish
 from .local import file_name, repository_of
-from .record import Image
+from .naming import unnamed
 from .reference import Reference
 
 TYPE_CHECKING = False
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .local import ImageStore, InUse
+    from .record import Image
 
     Lines = list[tuple[str, str]]
 
@@ -66,7 +67,7 @@ def remove(images: ImageStore, name: str, *, force: bool, in_use: InUse, running
                     hint=f"`pyrun rm {users[0]}` removes the container; -f untags the image all the same.",
                 )
             if living:
-                keep = [_unnamed(image)]
+                keep = [unnamed(image)]
         images.change(keep, going)
         done = _told(going, [other for other in every if other not in going] + keep)
         if len(going) == len(every) and not keep:
@@ -98,7 +99,7 @@ def untag(images: ImageStore, name: str, names: Sequence[str]) -> Lines:
         if not going:
             return []
         left = [other for other in every if other not in going]
-        keep = [] if left else [_unnamed(image)]
+        keep = [] if left else [unnamed(image)]
         images.change(keep, going)
         return _told(going, left + keep)
 
@@ -113,13 +114,6 @@ def _check_single(image: Image, every: list[Image], force: bool) -> None:
             f"image {short(image.id)} has several names{where}",
             hint="Remove it name by name, or all of its names with -f.",
         )
-
-
-def _unnamed(image: Image) -> Image:
-    """The record of an image that loses its last name and stays."""
-    record = image.to_json()
-    record["reference"], record["digest"] = f"@{image.manifest}", ""
-    return Image.from_json(record)
 
 
 def _remove_damaged(images: ImageStore, reference: str) -> Lines:
