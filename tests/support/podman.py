@@ -36,7 +36,7 @@ class Podman:
         return done.stdout
 
     def run(self, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        own = [f"--root={self.directory}/graph", f"--runroot={self.directory}/run", "--storage-driver=vfs"]
+        own = [f"--root={self.directory}/graph", f"--runroot={self.directory}/run", "--storage-driver=overlay"]
         return subprocess.run(
             [
                 "unshare",

@@ -23,7 +23,7 @@ def push(
     context: typer.Context,
     image: Annotated[str, typer.Argument(metavar="NAME[:TAG]", autocompletion=shared.complete_image)],
     destination: Annotated[
-        str | None, typer.Argument(metavar="DESTINATION", autocompletion=shared.complete_image)
+        str | None, typer.Argument(metavar="[DESTINATION]", autocompletion=shared.complete_image)
     ] = None,
     all_tags: Annotated[
         bool, typer.Option("-a", "--all-tags", help="Push all local tags of the repository")
@@ -75,7 +75,7 @@ def push(
 ) -> None:
     """Upload an image to a registry
 
-    The image goes to the registry that its name tells of, or to DESTINATION; then IMAGE may be an ID, too. What the
+    The image goes to the registry that its name tells of, or to DESTINATION; then NAME may be an ID, too. What the
     registry has already is not sent. Manifests are sent byte for byte as they are stored, so digests stay: of an image
     that came from an index, the whole index if all that it lists is in the store, else the manifest of its platform.
 
