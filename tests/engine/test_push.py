@@ -297,6 +297,8 @@ def test_a_saved_and_loaded_image_is_pushed_and_pulled_with_the_same_id(
 
 def test_a_committed_container_runs_elsewhere(fresh: Pyrun, name: str, base: Path) -> None:
     fresh.ok("run", "--name", "made", "busybox", "sh", "-c", "echo changed > /made; rm /etc/shadow")
+    unnamed = fresh.ok("commit", "-q", "made").strip()
+    fresh.ok("push", "-q", unnamed, f"{name}:unnamed")
     fresh.ok("commit", "-q", "made", f"{name}:1")
     fresh.ok("rm", "made")
     fresh.ok("push", "-q", f"{name}:1")
@@ -305,6 +307,7 @@ def test_a_committed_container_runs_elsewhere(fresh: Pyrun, name: str, base: Pat
         id = podman("pull", "-q", "--tls-verify=false", f"{name}:1").strip()
         assert f"sha256:{id}" == inspected(fresh, f"{name}:1")["Id"]
         assert podman.output(f"{name}:1", "sh", "-c", look) == "changed\ngone\n"
+        podman("pull", "-q", "--tls-verify=false", f"{name}:unnamed")
 
 
 def test_the_repository_digest_is_shown_once_it_is_pushed(fresh: Pyrun, name: str) -> None:

@@ -26,11 +26,13 @@ from pyrun.errors import (
     Unauthorized,
 )
 from pyrun.images import upload
+from pyrun.images.access import Access
 from pyrun.images.push import PushResult, push
-from pyrun.images.record import Progress
+from pyrun.images.record import Image, Progress
 from pyrun.images.reference import Reference
 from pyrun.images.registries import Registries
 from pyrun.storage.leases import held
+from support.certificates import Authority
 from support.registry import (
     HOST_ARCHITECTURE,
     OCI_INDEX,
@@ -497,6 +499,47 @@ def test_who_may_not_push_is_told_so(pusher: Pusher, status: int) -> None:
     assert "pyrun login" in caught.value.hint
 
 
+def test_an_upload_that_is_redirected_goes_there_without_credentials(pusher: Pusher, tmp_path: Path) -> None:
+    with UploadProxy(pusher.registry.host, tmp_path / "other") as other:
+
+        def redirect(exchange: Exchange) -> bool:
+            exchange.body()
+            return exchange.reply(307, Location=f"http://{other.host}{exchange.path}")
+
+        with pusher.proxy(Rule(Tokens(uses=1000)), Rule(redirect, "PUT.*uploads")) as proxy:
+            pusher(proxy.host)
+        there = other.requests("PUT.*uploads")
+        assert len(there) == 4
+        assert all("authorization" not in seen.headers for seen in there)
+    pusher.arrived()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_nothing_goes_from_https_to_http(pusher: Pusher, tmp_path: Path, told: bool) -> None:
+    """A registry behind a proxy that ends TLS and does not tell it so gives places without TLS."""
+    authority = Authority(tmp_path / "ca")
+    certificates = authority.issue("127.0.0.1", "IP:127.0.0.1")
+    (tmp_path / "certs").mkdir()
+    shutil.copy(authority.certificate, tmp_path / "certs/ca.crt")
+
+    def tell(exchange: Exchange) -> bool:
+        if told:
+            exchange.headers["X-Forwarded-Proto"] = "https"
+        return False
+
+    access = Access(tls_verify=True, cert_dir=str(tmp_path / "certs"))
+    with UploadProxy(pusher.registry.host, pusher.log, Rule(tell), tls=certificates) as proxy:
+        if told:
+            pusher(proxy.host, access=access)
+            pusher.arrived()
+            return
+        with pytest.raises(RegistryError, match=r"wants blob .* sent to 'http://") as caught:
+            pusher(proxy.host, access=access)
+        assert "TLS" in caught.value.hint
+        assert proxy.requests("PUT|PATCH") == []
+    clear(pusher)
+
+
 # --- what a registry says that can't be
 
 
@@ -678,6 +721,79 @@ def test_an_image_of_one_platform_is_pushed_for_no_other(pusher: Pusher) -> None
     assert result.digest == pusher.pushed.manifest_digest
     with pytest.raises(PlatformUnavailable, match=f"linux/{HOST_ARCHITECTURE}"):
         pusher(pusher.registry.host, "more:1", source=source, platform=f"linux/{OTHER_ARCHITECTURE}")
+
+
+def stored_by_hand(pusher: Pusher, top: dict[str, Any], manifest: str, *blobs: bytes) -> str:
+    """Put ``blobs`` and the document ``top`` into the store; the name of an image that stands for them."""
+    content = pusher.engine.content
+    data = json.dumps(top).encode()
+    for document in (*blobs, data):
+        content.add_bytes(document, sha256(document))
+    record = pusher.engine.images.get(pusher.source).to_json()
+    record.update(reference=f"docker.io/{pusher.repository}:hand", digest=sha256(data), manifest=manifest)
+    pusher.engine.images.put(Image.from_json(record))
+    return str(record["reference"])
+
+
+def described(data: bytes, media_type: str, **more: Any) -> dict[str, Any]:
+    return {"mediaType": media_type, "digest": sha256(data), "size": len(data), **more}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_attestations_and_indexes_within_an_index_go_along(pusher: Pusher, nested: bool) -> None:
+    statement = b'{"_type": "https://in-toto.io/Statement/v0.1"}'
+    config = b'{"architecture":"unknown","os":"unknown","config":{},"rootfs":{"type":"layers","diff_ids":[]}}'
+    attestation = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": described(config, "application/vnd.oci.image.config.v1+json"),
+            "layers": [described(statement, "application/vnd.in-toto+json")],
+        }
+    ).encode()
+    manifest = pusher.pushed.manifest_digest
+    own = described(pusher.stored(manifest), OCI_MANIFEST, platform=_platform(HOST_ARCHITECTURE))
+    blobs = [statement, config, attestation]
+    entries = [
+        own,
+        described(attestation, OCI_MANIFEST, platform={"os": "unknown", "architecture": "unknown"}),
+    ]
+    if nested:
+        inner = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
+        blobs.append(inner)
+        entries = [described(inner, OCI_INDEX, platform=_platform(HOST_ARCHITECTURE))]
+    top = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+    name = stored_by_hand(pusher, top, manifest, *blobs)
+    with pusher.proxy() as proxy:
+        result = pusher(proxy.host, source=name)
+        puts = [seen.path.rpartition("/")[2] for seen in proxy.requests("PUT.*manifests")]
+    assert result.digest == sha256(json.dumps(top).encode())
+    assert puts == [manifest, sha256(attestation), *([sha256(blobs[3])] if nested else []), "1"]
+    path = f"/v2/{pusher.repository}/copy/blobs/{sha256(statement)}"
+    assert pusher.registry.request("GET", path)[2] == statement
+    mine = pusher(pusher.registry.host, "mine:1", source=name, platform=f"linux/{HOST_ARCHITECTURE}")
+    assert mine.digest == manifest
+
+
+def _platform(architecture: str) -> dict[str, str]:
+    return {"os": "linux", "architecture": architecture}
+
+
+def test_foreign_layers_stay_where_they_are(pusher: Pusher, tmp_path: Path) -> None:
+    kind = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+    foreign = described(b"elsewhere", kind, urls=["https://example.org/layer"])
+    manifest = {**pusher.pushed.manifest, "layers": [foreign, *pusher.pushed.manifest["layers"]]}
+    digest = sha256(json.dumps(manifest).encode())
+    name = stored_by_hand(pusher, manifest, digest)
+    allowed = {"validation": {"manifests": {"urls": {"allow": ["^https://example.org/"]}}}}
+    with Registry(tmp_path / "allowing", settings=allowed) as registry:
+        result = pusher(registry.host, source=name)
+        path = f"/v2/{pusher.repository}/copy"
+        status, _, body = registry.request("GET", f"{path}/manifests/1", Accept=OCI_MANIFEST)
+        assert (status, sha256(body)) == (200, digest)
+        assert registry.request("HEAD", f"{path}/blobs/{foreign['digest']}")[0] == 404
+    assert result.digest == digest
+    assert pusher.states(foreign["digest"]) == ["Skipped foreign layer"]
 
 
 def test_several_tags_of_one_repository_send_their_blobs_once(pusher: Pusher) -> None:

@@ -17,6 +17,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -305,15 +306,19 @@ class Seen:
 
 
 class UploadProxy:
-    """A context manager; ``host`` is its address."""
+    """A context manager; ``host`` is its address. ``tls``: (certificate, key)."""
 
-    def __init__(self, registry: str, log: Path, *rules: Rule) -> None:
+    def __init__(self, registry: str, log: Path, *rules: Rule, tls: tuple[Path, Path] | None = None) -> None:
         self._server = _Server(("127.0.0.1", 0), Exchange)
         self._server.registry = registry
         self._server.rules = list(rules)
         self._server.log = str(log)
         self._server.lock = threading.Lock()
         self._server.places = {}
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*map(str, tls))
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.host = f"127.0.0.1:{self._server.server_address[1]}"
         self._log = log
         self._pid = 0
