@@ -26,6 +26,7 @@ from pyrun.errors import (
 )
 from pyrun.images.pull import all_tags
 from pyrun.images.registries import Registries
+from pyrun.images.response import Deadline
 from support.faultproxy import (
     Act,
     Fault,
@@ -323,7 +324,7 @@ def test_a_pull_is_refused_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if "stalls" in what:
-        monkeypatch.setattr("pyrun.images.transport.IDLE_TIMEOUT", 0.4)
+        monkeypatch.setattr(Deadline.__init__, "__defaults__", (0.4,))  # seconds without a byte
     match, act, kind, says = ANSWERS[what]
     names = {"config": pushed.config_digest, "layer": pushed.layer_digests[0]}
     proxy = serve(Fault(act, match.replace("{config}", names["config"]).replace("{layer}", names["layer"])))

@@ -20,6 +20,7 @@ from pyrun.images import parts, sources
 from pyrun.images.digest import short
 from pyrun.images.layerstore import sweep_staging
 from pyrun.images.ranges import begins, from_offset
+from pyrun.images.response import Deadline
 from support.faultproxy import (
     Fault,
     FaultProxy,
@@ -469,7 +470,7 @@ def test_where_bytes_of_two_places_do_not_fit_all_come_from_one(
 def test_a_mirror_that_stalls_is_left_for_the_next(
     engine: Engine, serve: Serve, pushed: Pushed, repository: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyrun.images.transport.IDLE_TIMEOUT", 0.5)
+    monkeypatch.setattr(Deadline.__init__, "__defaults__", (0.5,))  # seconds without a byte
     blob = f"{BLOB}{pushed.layer_digests[0]}"
     mirror, home = serve(Fault(stall_after(3_000_000, 20), blob, times=1)), serve()
     through(engine, mirror.host, home.host)
