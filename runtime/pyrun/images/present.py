@@ -25,7 +25,7 @@ def present(
 ) -> Image | None:
     """The image that ``reference`` names here, if every part of it is here and ``platform`` would get no other from
     the same index; else None. Layers' blobs are looked at, not hashed again: `pyrun system check` does that."""
-    for image in _named(reference, images):
+    for image in _named(reference, content, images):
         if _complete(image, content, layers) and _chosen(image, reference, platform, content):
             if reference.digest:
                 record = image.to_json()
@@ -35,14 +35,20 @@ def present(
     return None
 
 
-def _named(reference: Reference, images: ImageStore) -> Iterator[Image]:
+def _named(reference: Reference, content: ContentStore, images: ImageStore) -> Iterator[Image]:
+    """The records of the name. An index's digest stands for as many as it lists, each named by its manifest's."""
     exact = images.record(reference)
     if exact is not None:
         yield exact
     elif reference.digest:
-        # By an index's digest: the records are named by manifests'.
-        for image in images.naming(reference.digest):
-            if image.digest == reference.digest and image.reference.partition("@")[0] == reference.repository:
+        try:
+            entries = json.loads(content.read(reference.digest))["manifests"]
+            digests = [entry["digest"] for entry in entries]
+        except (StorageError, DigestMismatch, ValueError, KeyError, TypeError):
+            return  # it is no index, or not here
+        for digest in digests:
+            image = images.record(reference.with_digest(digest))
+            if image is not None and image.digest == reference.digest:
                 yield image
 
 
