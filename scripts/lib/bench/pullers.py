@@ -22,6 +22,7 @@ class Puller:
     """One engine. `begin` makes its store and whatever serves it; `command` pulls; `end` takes all of it away."""
 
     name: str
+    keeps = True  # has a store, which may hold images already
 
     def __init__(self, registry: str) -> None:
         self.registry = registry
@@ -89,8 +90,6 @@ class Podman(Puller):
             "CONTAINERS_STORAGE_CONF": str(storage),
             "TMPDIR": str(place),
         }
-        # The store is made by the first command that opens it, whichever that is.
-        output(["podman", "images", "-q"], self.environ)
 
     def command(self, place: Path, image: str) -> list[str]:
         return ["podman", "pull", "-q", "--tls-verify=false", self.reference(image)]
@@ -198,6 +197,8 @@ class Containerd(Served):
 class Floor(Puller):
     """What nothing that decompresses and unpacks with these programs can beat: no digest is checked, no blob kept.
     ``at_once`` layers side by side."""
+
+    keeps = False
 
     def __init__(self, registry: str, layout: Path, decompressor: str, at_once: int) -> None:
         self.layout, self.decompressor, self.at_once = layout, decompressor, at_once
