@@ -200,9 +200,10 @@ def main(arguments: list[str]) -> int:
         for name, why in absent.items():
             print(f"{name:14}left out: {why}")
         print(
-            f"\nCold pulls, whole process, each on a new ext4 into a store that holds but busybox; medians of {options.rounds} rounds in"
-            "\nturn. CPU: of the whole machine, without the registry's. MiB: the most that all processes of the engine"
-            "\nheld at once, daemons included (shared pages in parts), in a round of its own."
+            "\nCold pulls, whole process, each on a new ext4 into a store that holds but busybox;"
+            f" medians of {options.rounds} rounds in turn."
+            "\nCPU: of the whole machine, without the registry's. MiB: the most that all processes of the engine held"
+            "\nat once, daemons included (shared pages in parts), in a round of its own."
             f"\n{track.waited:.0f} s were spent waiting for a quiet machine."
         )
         if options.save:
