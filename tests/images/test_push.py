@@ -600,6 +600,17 @@ def test_a_manifest_that_the_registry_calls_something_else_is_an_error(pusher: P
         pusher(proxy.host)
 
 
+@pytest.mark.parametrize("status", [400, 404, 415])
+def test_a_registry_that_does_not_take_the_manifest_is_told_of(pusher: Pusher, status: int) -> None:
+    body = b'{"errors":[{"code":"MANIFEST_INVALID","message":"unknown type"}]}'
+    with (
+        pusher.proxy(Rule(answer(status, body), "PUT.*manifests")) as proxy,
+        pytest.raises(RegistryError, match="unknown type") as caught,
+    ):
+        pusher(proxy.host)
+    assert status == 404 or OCI_MANIFEST in caught.value.hint
+
+
 def test_a_registry_that_gives_no_digest_is_asked_for_it(pusher: Pusher) -> None:
     with pusher.proxy(Rule(edit(Docker_Content_Digest=None), "manifests")) as proxy:
         pusher(proxy.host)
@@ -808,6 +819,22 @@ def test_several_tags_of_one_repository_send_their_blobs_once(pusher: Pusher) ->
     assert [result.digest for result in results] == [pusher.pushed.manifest_digest] * 3
     for tag in "123":
         pusher.arrived(f"copy:{tag}")
+
+
+def test_a_tag_that_the_configuration_leads_elsewhere_goes_there(pusher: Pusher, tmp_path: Path) -> None:
+    host = pusher.registry.host
+    conf = tmp_path / "tags.conf"
+    conf.write_text(
+        f'[[registry]]\nprefix = "example.org/app"\nlocation = "{host}/{pusher.repository}/copy"\n'
+        f'[[registry]]\nprefix = "example.org/app:2"\nlocation = "{host}/{pusher.repository}/moved:two"\n'
+    )
+    goods = [(pusher.source, Reference.parse(f"example.org/app:{tag}")) for tag in "123"]
+    results = push(goods, images=pusher.engine.images, registries=Registries.from_file(str(conf)))
+    assert [result.reference for result in results] == [f"example.org/app:{tag}" for tag in "123"]
+    for name in ("copy:1", "moved:two", "copy:3"):
+        pusher.arrived(name)
+    path = f"/v2/{pusher.repository}/copy/manifests/2"
+    assert pusher.registry.request("GET", path, Accept=OCI_MANIFEST)[0] == 404
 
 
 def test_an_image_that_is_not_here_is_not_pushed(pusher: Pusher) -> None:

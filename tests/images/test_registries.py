@@ -76,6 +76,29 @@ def test_a_wildcard_covers_subdomains_and_rewrites_nothing_without_a_location(tm
     assert places(tmp_path, moved, "a.b.example.com/x") == ["all.example/sub/x:latest insecure"]
 
 
+def test_what_is_pushed_goes_to_the_primary_location_on_its_own_terms(tmp_path: Path) -> None:
+    """Also where a mirror is the same place, with other terms."""
+    path = tmp_path / "registries.conf"
+    path.write_text(
+        MIRRORS + '[[registry]]\nlocation = "a.example"\ninsecure = true\n'
+        '[[registry.mirror]]\nlocation = "b.example"\n'
+        '[[registry]]\nprefix = "c.example"\nlocation = "d.example/c"\n'
+        '[[registry.mirror]]\nlocation = "d.example/c"\ninsecure = true\n'
+    )
+    registries = Registries.from_file(str(path))
+    found = {}
+    for name in ("redis:7", "a.example/x", "c.example/x:1", "e.example/x"):
+        endpoint = registries.primary(registries.reference(name))
+        assert not endpoint.mirror
+        found[name] = (str(endpoint), endpoint.tag, endpoint.insecure)
+    assert found == {
+        "redis:7": ("registry-1.docker.io/library/redis", "7", False),
+        "a.example/x": ("a.example/x", "latest", True),
+        "c.example/x:1": ("d.example/c/x", "1", False),
+        "e.example/x": ("e.example/x", "latest", False),
+    }
+
+
 def test_a_blocked_name_is_refused_and_the_file_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"blocked by .*registries\.conf"):
         places(tmp_path, '[[registry]]\nlocation = "bad.example"\nblocked = true\n', "bad.example/x")

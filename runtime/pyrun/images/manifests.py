@@ -36,6 +36,8 @@ def put(client: RegistryClient, document: Document, version: str) -> None:
         error = client.failure(answer, f"manifest of {client.name}")
         if isinstance(error, ManifestUnknown):
             error = RegistryError(f"{client.endpoint.host} does not take {client.name}: {error.message}")
+        if answer.status in (400, 415) and not error.hint:
+            error.hint = f"It may not know manifests of the type {document.media_type}, which this image has."
         raise error
     answer.discard()
     found = answer.header("Docker-Content-Digest")

@@ -80,9 +80,14 @@ def push(
     ``progress`` is called in this thread, in docker's words. It goes to the registry's own location, as
     registries.conf has it, never to a mirror. Raises `NotFound`, `ImageError` and its kinds, `StorageError`.
     """
-    return _Push(images, registries, access or Access(), progress or (lambda step: None)).run(
-        goods, platform, all_platforms
-    )
+    work = _Push(images, registries, access or Access(), progress or (lambda step: None))
+    # registries.conf may lead single tags of a repository elsewhere.
+    groups: dict[str, list[tuple[str, Reference]]] = {}
+    for name, reference in goods:
+        groups.setdefault(str(registries.primary(reference)), []).append((name, reference))
+    done = [result for group in groups.values() for result in work.run(group, platform, all_platforms)]
+    order = [reference.canonical for _, reference in goods]
+    return sorted(done, key=lambda result: order.index(result.reference))
 
 
 class _Push:
