@@ -20,7 +20,8 @@ class Store:
         root = self.pyrun.root
         found = [str(path) for sub in ("ingest", "staging") for path in (root / sub).glob("*")]
         found += [str(path) for sub in ("images", "content") for path in (root / sub).glob(".*")]
-        return found
+        # Of a writer that was killed: the next one looks at all records then.
+        return [path for path in found if not path.endswith("/.unpublished")]
 
     def images(self) -> list[str]:
         return sorted(

@@ -173,7 +173,7 @@ CASES: dict[str, tuple[Callable[[], Members | bytes], str]] = {
     "an absolute config": (lambda: docker(**{"manifest.json": listing(Config="/etc/passwd")}), "leads out"),
     "half a character in a name": (
         lambda: docker(**{"manifest.json": listing(Config="\ud800")}),
-        "leads out",
+        "not acceptable JSON",
     ),
     "an empty config name": (lambda: docker(**{"manifest.json": listing(Config="")}), "leads out"),
     "a layer above": (
