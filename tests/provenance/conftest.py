@@ -62,11 +62,10 @@ def layers() -> list[bytes]:
 
 @pytest.fixture(scope="session")
 def study(registry: Registry, mirror: Path, base: Path) -> Pyrun:
-    """A store with the images "study" and redis."""
+    """A store with the image "study"."""
     registry.push_image("library/study", "latest", layers(), history=HISTORY)
     pyrun = Pyrun(
         base / "study", base / "study-state", env={"CONTAINERS_REGISTRIES_CONF": str(mirror), "TZ": "UTC"}
     )
     pyrun.ok("pull", "-q", "study")
-    pyrun.ok("pull", "-q", "redis")
     return pyrun

@@ -56,10 +56,10 @@ def test_the_account_of_every_layer_adds_up(study: Pyrun) -> None:
     assert {one["How"] for one in found["Waste"]} == {"deleted", "replaced", "repeated"}
 
 
-def test_what_shows_in_the_end_is_what_a_container_has(study: Pyrun) -> None:
+def test_what_shows_in_the_end_is_what_a_container_has(pulled: Pyrun) -> None:
     """Names, counted by find in a container of a real image."""
-    names = study.sh("cd / && find . -xdev | wc -l", image="redis")
-    found = json.loads(study.ok("layers", "redis", "--format", "json"))
+    names = pulled.sh("cd / && find . -xdev | wc -l", image="redis")
+    found = json.loads(pulled.ok("layers", "redis", "--format", "json"))
     # What the engine makes to mount things on is there, too.
     assert 0 <= int(names) - found["Names"] <= 12
 
@@ -132,15 +132,20 @@ def test_the_python_interface_tells_the_same(study: Pyrun) -> None:
     assert any(HOSTILE in file.path for file in found.files(2))
 
 
-def test_an_image_of_many_layers_is_told_of_quickly(base: Path, mirror: Path, registry: Any) -> None:
+def test_an_image_of_many_layers_and_a_short_history(base: Path, mirror: Path, registry: Any) -> None:
     from pyrun.testing.tars import File, tar
 
-    many = [tar(File("counter", b"%d" % n * 100)) for n in range(90)]
-    registry.push_image("library/tall", "latest", many, compression=("plain",), other_platform=False)
+    many = [tar(File("counter", b"%d" % n * 100)) for n in range(45)]
+    history = [{"created_by": "one"}, {"created_by": "none", "empty_layer": True}, {"created_by": "two"}]
+    registry.push_image(
+        "library/tall", "latest", many, compression=("plain",), other_platform=False, history=history
+    )
     pyrun = Pyrun(base / "tall", base / "tall-state", env={"CONTAINERS_REGISTRIES_CONF": str(mirror)})
     pyrun.ok("pull", "-q", "tall")
     found = json.loads(pyrun.ok("which", "tall", "/counter", "--format", "json"))
-    assert [v["Layer"] for v in found["Versions"]] == list(range(90, 0, -1))
-    assert [v["By"] for v in found["Versions"]] == [0, *range(90, 1, -1)]
+    assert [v["Layer"] for v in found["Versions"]] == list(range(45, 0, -1))
+    assert [v["By"] for v in found["Versions"]] == [0, *range(45, 1, -1)]
+    # A history that ends before the layers do leaves them without words.
+    assert [v["CreatedBy"] for v in found["Versions"]] == [""] * 43 + ["two", "one"]
     assert pyrun.ok("which", "tall", "/counter", "--cat", "@42") == "41" * 100
-    assert pyrun.ok("layers", "tall").count("─") == 90
+    assert pyrun.ok("layers", "tall").count("─") == 45

@@ -198,6 +198,15 @@ class Table:
         self.devices = {int(row): (int(a), int(b)) for row, (a, b) in head["devices"]}
         self.sparse = {int(row): [(int(a), int(b)) for a, b in runs] for row, runs in head["sparse"]}
         self.copies = {int(row): int(count) for row, count in head["copies"]}
+        rows = [*self.linked, *self.devices, *self.sparse, *self.copies]
+        if rows and not 0 <= min(rows) <= max(rows) < len(self.names):
+            raise ValueError("it tells of rows that it has not")
+        if (
+            self.kinds[0] != DIR
+            or sorted(set(self.names)) != self.names
+            or sorted(self.linked) != list(self.linked)
+        ):
+            raise ValueError("it is not in order")
         self.entries, self.bytes, self.lost = int(head["entries"]), int(head["bytes"]), int(head["lost"])
         return self
 
