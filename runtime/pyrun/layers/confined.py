@@ -9,15 +9,13 @@ believes no further than it must: errors are shown as text, names are checked ag
 from __future__ import annotations
 
 import fcntl
-import gc
 import io
 import json
 import os
 import signal
 import threading
-import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from .. import errors
 from ..errors import LayerError, PyrunError, StorageError
@@ -25,19 +23,13 @@ from ..kernel import mount as m
 from ..kernel import process as p
 from ..kernel import seccomp
 from . import confinement
+from .confined_child import CHUNK, MESSAGE, PLAIN, Buffer, Transform, Work, live
 from .confinement import Confinement
 from .stream import ThreadedReader
 
-Buffer = bytes | bytearray | memoryview
-Transform = Callable[[Iterator[Buffer]], Iterator[bytes]]
-Work = Callable[[ThreadedReader, int], Any]
-
 PIPE = 1 << 20  # bytes on their way to the child; an ordinary user may have as much (pipe-max-size)
-CHUNK = 256 << 10  # bytes a read
 ANSWER = 64 << 20  # bytes of an answer: it names the directories that a layer uses and doesn't list
-_MESSAGE = 4096  # characters of an error
 
-_DATA, _ANSWER, _ROOT, _PLAIN = 3, 4, 5, 6
 _O_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 # A descriptor that children keep, for somebody who waits until all of them are gone; nobody may believe what they
@@ -112,7 +104,7 @@ class Reader(io.RawIOBase):
                 while piece := stream.read(CHUNK):
                     view = memoryview(piece)
                     while view:
-                        view = view[os.write(_PLAIN, view) :]
+                        view = view[os.write(PLAIN, view) :]
                 return told()
 
             self._child = _Child(transform, work, None, (), plain)
@@ -216,20 +208,25 @@ class _Child:
             if arch := seccomp.native():
                 confinement.program(arch)  # compiled once, and here: in the child its table can't be read
             memory = confinement.address_space()
+            refused = ""
             namespaces = True
             try:
-                if len(os.listdir("/proc/self/task")) > 1:
-                    # Only libc's fork leaves the locks of other threads' in a state that a child can work with.
-                    raise OSError
-                self.pid, pidfd = p.clone3(confinement.ALL_NAMESPACES)
-                if self.pid:
-                    os.close(pidfd)
-            except OSError:
+                alone = len(os.listdir("/proc/self/task")) == 1
+                if alone:
+                    self.pid, pidfd = p.clone3(confinement.ALL_NAMESPACES)
+                    if self.pid:
+                        os.close(pidfd)
+            except OSError as error:
+                alone, refused = False, os.strerror(error.errno or 0)
+            if not alone:
+                # Only libc's fork leaves the locks of other threads in a state that a child can work with.
                 namespaces = False
                 self.pid = os.fork()
             if self.pid == 0:
-                confined = Confinement(namespaces=namespaces, detached=detached, memory=memory)
-                _live((data, answer, tree, plain), confined, transform, work, keep)
+                confined = Confinement(
+                    namespaces=namespaces, refused=refused, detached=detached, memory=memory
+                )
+                live((data, answer, tree, plain, lifeline), confined, transform, work, keep)
         except BaseException:
             self.close()
             raise
@@ -336,7 +333,7 @@ def _result(answer: dict[str, Any]) -> Any:
 
 def _text(value: object, *, lines: bool = False) -> str:
     """A child's words, without what could drive a terminal."""
-    text = str(value or "")[: _MESSAGE if not lines else 4 * _MESSAGE]
+    text = str(value or "")[: MESSAGE if not lines else 4 * MESSAGE]
     return "".join(
         c if c.isprintable() or (c == "\n" and lines) else c.encode("unicode_escape").decode("ascii")
         for c in text
@@ -372,100 +369,3 @@ def _tree(dirfd: int | None) -> tuple[int, bool]:
         return os.open(name, _O_DIRECTORY), False
     finally:
         os.rmdir(name)  # nothing can be made in a directory that is gone
-
-
-# --- the child
-
-
-def _live(
-    fds: tuple[int, int, int, int],
-    confined: Confinement,
-    transform: Transform,
-    work: Work,
-    keep: Sequence[str],
-) -> NoReturn:
-    """The child's whole life."""
-    code = 1
-    try:
-        gc.freeze()  # what is the parent's is never torn down here: its descriptors' numbers are given out again
-        found: dict[str, Any]
-        try:
-            confinement.settle_signals()
-            _take(*fds)
-            root = confined.enter(_ROOT)
-            confined.drop(keep, root)
-            gate = _Gate()
-            stream = ThreadedReader(lambda discarding: gate.behind(transform))
-            confined.seal()
-            gate.open()
-            value = work(stream, root)
-            stream.drain()
-            found = {"value": value}
-        except PyrunError as error:
-            found = {
-                "error": type(error).__name__,
-                "message": error.message[:_MESSAGE],
-                "hint": error.hint[:_MESSAGE],
-            }
-        except MemoryError:
-            found = {"memory": True}
-        except BaseException as error:
-            trace = "".join(traceback.format_exception(error))
-            found = {"crash": f"{type(error).__name__}: {error}"[:_MESSAGE], "trace": trace[-2 * _MESSAGE :]}
-        found["missing"] = confined.missing
-        view = memoryview(json.dumps(found).encode())
-        while view:
-            view = view[os.write(_ANSWER, view) :]
-        code = 0
-    finally:
-        # Nothing of the parent's may be flushed or run a second time here.
-        os._exit(code)
-
-
-def _take(data: int, answer: int, tree: int, plain: int) -> None:
-    """The descriptors at their places, /dev/null at the standard ones, and no others."""
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    # The places of those that are not there are taken by /dev/null.
-    fds = [fd if fd >= 0 else null for fd in (data, answer, tree, plain, lifeline)]
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in fds]
-    standard = [fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, 64) for _ in range(3)]
-    for place, fd in enumerate([*standard, *high]):
-        os.dup2(fd, place, inheritable=False)
-    p.close_from(len(standard) + len(high))
-
-
-def _warm() -> None:
-    """What Python loads at first use, while it can: once, for all children."""
-    b"".decode("utf-8", "backslashreplace")
-    "\1".encode("unicode_escape").decode("ascii")
-    b"".decode("latin-1")
-    json.dumps({"a": ["\udcff"]})
-    try:
-        raise LayerError("")
-    except LayerError as error:
-        traceback.format_exception(error)
-
-
-_warm()
-
-
-class _Gate:
-    """Holds the thread, which has to exist before the last system call that could make one."""
-
-    def __init__(self) -> None:
-        self._open = threading.Event()
-
-    def open(self) -> None:
-        self._open.set()
-
-    def behind(self, transform: Transform) -> Generator[bytes, None, None]:
-        self._open.wait()
-        yield from transform(_received())
-
-
-def _received() -> Iterator[Buffer]:
-    """What comes through the pipe; a buffer is overwritten once the next is asked for."""
-    buffer = memoryview(bytearray(CHUNK))
-    with open(_DATA, "rb", buffering=0, closefd=False) as file:
-        while count := file.readinto(buffer):
-            yield buffer[:count]

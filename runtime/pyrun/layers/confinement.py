@@ -114,11 +114,13 @@ class Confinement:
     """The steps, in their order, in the process that is to be confined: `enter`, `drop`, then any thread that the
     work needs, then `seal`. ``missing`` tells, in words, what this kernel or container did not give."""
 
-    def __init__(self, *, namespaces: bool, detached: bool, memory: int) -> None:
-        """``namespaces``: this process was born into its own. ``detached``: the directory is a detached mount; else
+    def __init__(self, *, namespaces: bool, detached: bool, memory: int, refused: str = "") -> None:
+        """``namespaces``: this process was born into its own; ``refused`` tells why not, if the kernel didn't want
+        it. ``detached``: the directory is a detached mount; else
         none could be made, and it is one of the host's tree. ``memory``: bytes of address space in use, or 0."""
         self.missing: list[str] = []
         self._namespaces = namespaces
+        self._refused = refused
         self._detached = detached
         self._memory = memory
         self._own_root = False
@@ -129,8 +131,10 @@ class Confinement:
         own_mounts = self._namespaces
         if not self._namespaces:
             for name, flag in NAMESPACES.items():
-                if flag == p.CLONE_NEWPID:
-                    continue  # it would hold for children only
+                if flag == p.CLONE_NEWPID:  # it would hold for children only
+                    if self._refused:
+                        self.missing.append(f"pid namespace: {self._refused}")
+                    continue
                 done = self._try(f"{name} namespace", partial(p.unshare, flag))
                 own_mounts = own_mounts or (done and flag == p.CLONE_NEWNS)
         if not self._detached:
