@@ -34,9 +34,8 @@ from support.registry import (
 from .conftest import Store
 
 needs_skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="needs skopeo")
-needs_podman = pytest.mark.skipif(
-    shutil.which("podman") is None or os.geteuid() != 0, reason="needs podman, as root"
-)
+needs_podman = pytest.mark.skipif(shutil.which("podman") is None, reason="needs podman")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for podman's store")
 ONE = tar({"etc/motd": b"one"})
 TWO = tar({"etc/motd": b"two", "bin/tool": b"x" * 5000})
 
@@ -135,6 +134,7 @@ def podman(archive: Path, base: Path) -> Iterator[Podman]:
 
 
 @needs_podman
+@needs_root
 def test_podman_loads_a_saved_archive(source: Pyrun, podman: Podman) -> None:
     for name in ("busybox:latest", "app:1"):
         found = json.loads(podman("inspect", f"docker.io/library/{name}"))[0]
@@ -357,6 +357,7 @@ def test_what_skopeo_wrote_loads(source: Pyrun, store: Store, transport: str) ->
 
 
 @needs_podman
+@needs_root
 @pytest.mark.parametrize("form", ["docker-archive", "oci-archive", "oci-dir", "docker-dir"])
 def test_what_podman_saved_loads(podman: Podman, store: Store, form: str) -> None:
     path = store.directory / "archive"
@@ -374,6 +375,7 @@ def test_what_podman_saved_loads(podman: Podman, store: Store, form: str) -> Non
 
 
 @needs_podman
+@needs_root
 def test_what_podman_saved_as_several_images_loads(podman: Podman, store: Store) -> None:
     path = store.directory / "archive"
     names = ["docker.io/library/busybox:latest", "docker.io/library/app:1"]

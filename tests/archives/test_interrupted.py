@@ -17,7 +17,7 @@ import pytest
 
 from support.account import as_account
 from support.archives import Made, docker_archive, oci_layout, packed
-from support.pyrun import Pyrun, mounts_below, processes
+from support.pyrun import Pyrun, mounts_below, processes, terminal
 from support.registry import tar
 
 from .conftest import Store
@@ -117,6 +117,39 @@ def test_a_full_disk_is_told_and_leaves_no_image(tmp_path: Path, way: str, size:
     assert done.stdout.split() == ["exit", "1"], done.stdout + done.stderr
     assert "no space left" in done.stderr or "left (beside a reserve)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_saving_that_is_killed_leaves_the_file_of_before_or_the_new_one(store: Store) -> None:
+    store.pyrun.ok("load", input=ARCHIVES["oci"], text=False)
+    began = time.monotonic()
+    whole = store.pyrun.ok("save", "app:1", text=False)
+    length = time.monotonic() - began
+    directory = store.directory / "out"
+    directory.mkdir()
+    path = directory / "app.tar"
+    chance = random.Random(5)
+    for _ in range(6):
+        path.write_bytes(b"before")
+        with store.pyrun.start("save", "-o", str(path), "app:1") as process:
+            time.sleep(chance.uniform(0.3, 1.1) * length)
+            process.kill()
+        assert path.read_bytes() in (b"before", whole)
+        assert list(directory.iterdir()) == [path]
+
+
+def test_a_terminal_shows_how_far_it_is(store: Store) -> None:
+    path = store.directory / "archive"
+    path.write_bytes(ARCHIVES["docker"])
+    with terminal(store.pyrun, "load", "-i", str(path)) as window:
+        window.read_until(rb"[0-9a-f]{12}: Loading layer \[")
+        window.read_until(b"Load complete")
+        window.read_until(b"Loaded image: app:1")
+        assert window.wait() == 0
+    store.pyrun.ok("rmi", "app:1")
+    with terminal(store.pyrun, "load", "-q", "-i", str(path)) as window:
+        shown = window.read_until(b"Loaded image: app:1")
+        assert b"layer" not in shown
+        assert window.wait() == 0
 
 
 def test_two_at_once_share_the_work(store: Store) -> None:
