@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -111,29 +112,26 @@ class _Push:
         endpoint = self.registries.primary(target)
         for name, _ in goods:
             self.images.get(name)  # before anything else: it may not exist, and the store neither
-        # Shared with pulls: garbage collection must not come between a look at the records and the lease.
-        with SharedLock(os.path.join(self.images.root, "locks", "store")):
-            found = [self.images.get(name) for name, _ in goods]
-            parcels = [
-                pack(self.content, image, reference.familiar, platform, all_platforms)
-                for image, (_, reference) in zip(found, goods, strict=True)
-            ]
-            held = {document.digest for parcel in parcels for document in parcel.documents}
-            for parcel in parcels:
-                held.update(parcel.blobs())
-            lease = Lease(self.images.root, "", (), blobs=held, work=f"push of {target.familiar}")
-            lease.__enter__()
-        client = RegistryClient(endpoint, target.familiar, actions="pull,push", access=self.access)
-        try:
+        with ExitStack() as ending:
+            # Shared with pulls: garbage collection must not come between a look at the records and the lease.
+            with SharedLock(os.path.join(self.images.root, "locks", "store")):
+                found = [self.images.get(name) for name, _ in goods]
+                parcels = [
+                    pack(self.content, image, reference.familiar, platform, all_platforms)
+                    for image, (_, reference) in zip(found, goods, strict=True)
+                ]
+                held = {document.digest for parcel in parcels for document in parcel.documents}
+                held.update(digest for parcel in parcels for digest in parcel.blobs())
+                lease = Lease(self.images.root, "", (), blobs=held, work=f"push of {target.familiar}")
+                ending.enter_context(lease)
+            client = RegistryClient(endpoint, target.familiar, actions="pull,push", access=self.access)
+            ending.callback(client.close)
             self._say("", f"The push refers to repository [{target.repository}]")
             self._send(client, parcels)
-            done = []
-            for image, parcel, (_, reference) in zip(found, parcels, goods, strict=True):
-                done.append(self._name(client, image, parcel, reference))
-            return done
-        finally:
-            client.close()
-            lease.__exit__(None, None, None)
+            return [
+                self._name(client, image, parcel, reference)
+                for image, parcel, (_, reference) in zip(found, parcels, goods, strict=True)
+            ]
 
     def _send(self, client: RegistryClient, parcels: Sequence[_Parcel]) -> None:
         """Have every blob of ``parcels`` in the registry."""
