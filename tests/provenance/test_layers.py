@@ -11,6 +11,7 @@ import pytest
 
 from pyrun.engine import Engine
 from support.pyrun import Pyrun, terminal
+from support.registry import Registry
 
 from .conftest import HISTORY, HOSTILE, SPARSE
 
@@ -132,7 +133,7 @@ def test_the_python_interface_tells_the_same(study: Pyrun) -> None:
     assert any(HOSTILE in file.path for file in found.files(2))
 
 
-def test_an_image_of_many_layers_and_a_short_history(base: Path, mirror: Path, registry: Any) -> None:
+def test_an_image_of_many_layers_and_a_short_history(base: Path, mirror: Path, registry: Registry) -> None:
     from pyrun.testing.tars import File, tar
 
     many = [tar(File("counter", b"%d" % n * 100)) for n in range(45)]
@@ -149,3 +150,15 @@ def test_an_image_of_many_layers_and_a_short_history(base: Path, mirror: Path, r
     assert [v["CreatedBy"] for v in found["Versions"]] == [""] * 43 + ["two", "one"]
     assert pyrun.ok("which", "tall", "/counter", "--cat", "@42") == "41" * 100
     assert pyrun.ok("layers", "tall").count("─") == 45
+
+
+def test_an_image_without_layers_has_nothing(base: Path, mirror: Path, registry: Registry) -> None:
+    registry.push_image("library/nothing", "latest", [])
+    pyrun = Pyrun(base / "nothing", base / "nothing-state", env={"CONTAINERS_REGISTRIES_CONF": str(mirror)})
+    pyrun.ok("pull", "-q", "nothing")
+    assert "0 layers: 0B to download, 0B of files, nothing wasted" in pyrun.ok("layers", "nothing")
+    assert "<h1>nothing:latest</h1>" in pyrun.ok("layers", "nothing", "--html", "-")
+    for args in (("/",), ("/", "--cat"), ("/x",)):
+        done = pyrun("which", "nothing", *args)
+        assert done.returncode == 1
+        assert "has no layers" in done.stderr

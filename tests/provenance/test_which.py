@@ -456,6 +456,8 @@ def test_tables_go_with_their_image(fresh: Pyrun) -> None:
 def test_a_store_that_can_not_be_written_to_answers_all_the_same(fresh: Pyrun) -> None:
     (fresh.root / "tables").write_text("in the way")
     assert "is from layer" in fresh.ok("which", "busybox", "/bin/busybox")
+    fresh("system", "check")
+    assert fresh("system", "df").returncode == 0
 
 
 def test_layers_whose_blobs_are_gone_are_told_from_what_the_driver_shows(

@@ -138,9 +138,9 @@ def content(
         place = found.find(_asked(path), follow=follow)
         chosen: Found | None
         if layer is None:
-            if place.problem:
+            chosen = None if place.problem else found.lookup(place.name)
+            if chosen is None:
                 raise missing(_which(stack, path, follow))
-            chosen = found.lookup(place.name)
         else:
             number = stack.chosen(layer)
             chosen = next(
@@ -197,6 +197,8 @@ def missing(found: Which) -> NotFound:
             how = how.replace(f"layer {gone.layer.number}", "the container", 1)
         see = f" --cat @{last.layer.number} prints that version." if last.kind == "file" else ""
         return NotFound(f"{where}: {how}", hint=f"Layer {last.layer.number} had it.{see}")
+    if not found.layers:
+        return NotFound(f"{where}: it has no layers, and so no files")
     return NotFound(f"{where}, and none of its layers ever had it", hint="Look at the directory above it.")
 
 
@@ -214,6 +216,8 @@ def _which(stack: Opened, path: str, follow: bool) -> Which:
     place = found.find(_asked(path), follow=follow)
     traced = found.trace(place.name)
     versions = tuple(_version(stack, one) for one in traced if _tells(stack, one, place.name))
+    if not traced and not place.problem:
+        place.problem = "missing"  # the root of an image without layers
     shown_one = next((one for one in traced if one.state == VISIBLE), None)
     shares: tuple[Share, ...] = ()
     directory = shown_one is not None and stack.tables[shown_one.layer].kind(shown_one.row) == "dir"

@@ -100,7 +100,7 @@ def names(root: str) -> list[str]:
     """The file names of all tables in the store ``root``."""
     try:
         found = os.listdir(os.path.join(root, DIRECTORY))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(name for name in found if not name.startswith("."))
 
