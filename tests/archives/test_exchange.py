@@ -521,13 +521,21 @@ def test_a_name_moves_and_the_image_that_had_it_stays(store: Store) -> None:
     assert store.images() == sorted([f"<none>:<none> {one.id}", f"app:1 {two.id}"])
 
 
-def test_a_damaged_blob_is_replaced_by_the_archives(store: Store) -> None:
+@pytest.mark.parametrize("form", ["docker", "oci"])
+def test_a_damaged_blob_is_replaced_by_the_archives(store: Store, form: str) -> None:
     image = Made([ONE])
-    data = packed(oci_layout([image], ["docker.io/library/app:1"]))
-    load(store, data)
-    blob = store.pyrun.root / "content/blobs/sha256" / sha256(image.blobs[0][0]).partition(":")[2]
-    blob.write_bytes(b"x" * len(image.blobs[0][0]))
+    made = (
+        docker_archive([image], [["app:1"]])
+        if form == "docker"
+        else oci_layout([image], ["docker.io/library/app:1"])
+    )
+    load(store, packed(made))
+    manifest = inspected(store.pyrun, "app:1")["Descriptor"]["digest"]
+    blobs = store.pyrun.root / "content/blobs/sha256"
+    layer = json.loads((blobs / manifest.partition(":")[2]).read_bytes())["layers"][0]
+    blob = blobs / layer["digest"].partition(":")[2]
     store.pyrun.ok("rmi", "app:1")
-    blob.write_bytes(b"x" * len(image.blobs[0][0]))  # gone with the image, and put back
-    load(store, data)
-    assert blob.read_bytes() == image.blobs[0][0]
+    blob.write_bytes(b"x" * layer["size"])
+    load(store, packed(made))
+    assert sha256(blob.read_bytes()) == layer["digest"]
+    assert "sound" in store.pyrun.ok("system", "check", "--deep")

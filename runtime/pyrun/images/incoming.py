@@ -46,12 +46,11 @@ class Incoming:
                 raise out_of_space(error, self._path) from error
 
     def commit(self) -> str:
-        """Put the blob in its place, durably; its digest. One that is stored already stays as it is, if it has this
-        size: blobs are replaced by nothing but what is known to be whole."""
+        """Put the blob in its place, durably; its digest. One that is stored already stays, unless it was damaged."""
         digest = f"sha256:{self._hasher.hexdigest()}"
         target = self._content.blob_path(digest)
         try:
-            if not self._content.has(digest) or self._content.size(digest) != self.size:
+            if not self._content.has(digest) or not self._content.intact(digest):
                 self._content.make_layout()
                 os.fchmod(self._fd, 0o644)
                 os.fsync(self._fd)
