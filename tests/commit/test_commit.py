@@ -77,6 +77,17 @@ def test_what_is_mounted_and_where_is_no_part_of_it(fresh: Pyrun) -> None:
     assert layer(fresh, "app") == ["", "new"] or layer(fresh, "app") == [".", "new"]
 
 
+def test_a_further_name_of_a_file_of_the_image_is_one_file_with_the_others(fresh: Pyrun) -> None:
+    made(fresh, "ln /bin/busybox /linked; ln /etc/shadow /etc/second")
+    fresh.ok("commit", "made", "app")
+    inodes = fresh.sh(
+        "stat -c %i /bin/busybox /bin/sh /linked; stat -c %i /etc/shadow /etc/second", image="app"
+    ).split()
+    assert len(set(inodes[:3])) == 1
+    assert len(set(inodes[3:])) == 1
+    assert "bin/sh" in layer(fresh, "app")  # a layer tells what is one file only of what it holds
+
+
 def test_the_settings_of_the_container_become_the_images(fresh: Pyrun) -> None:
     fresh.ok(
         "run", "--name", "set",
