@@ -18,7 +18,7 @@ import pytest
 from rawtar import END, directory, file, header
 
 from pyrun.errors import DigestMismatch, LayerError, StorageError
-from pyrun.kernel import process, seccomp
+from pyrun.kernel import landlock, process, seccomp
 from pyrun.kernel.mount import mount, open_tree
 from pyrun.kernel.process import CLONE_NEWNS
 from pyrun.kernel.syscall import libc
@@ -395,8 +395,8 @@ def test_descriptors_files_and_cores_have_a_limit(tmp_path: Path) -> None:
 
 
 def test_an_answer_beyond_all_measure_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LayerError, match="more than 67108864 bytes"):
-        inside(lambda stream, root: "x" * (65 << 20), tmp_path / "d")
+    with pytest.raises(LayerError, match=f"more than {confined.ANSWER} bytes"):
+        inside(lambda stream, root: "x" * (confined.ANSWER + 1), tmp_path / "d")
 
 
 @pytest.mark.parametrize(
@@ -568,6 +568,57 @@ def test_where_nothing_may_be_mounted_the_rest_is_done_and_the_lack_told(tmp_pat
     assert {f"{name} namespace: Operation not permitted" for name in confinement.NAMESPACES} < set(missing)
     assert any(word.startswith("root of its own") for word in missing)
     assert not any(word.startswith(("seccomp", "chroot")) for word in missing)
+
+
+def landlocked() -> str:
+    """ "" where the kernel has Landlock as it is needed here; else why not."""
+
+    def inside() -> str:
+        process.set_no_new_privs()
+        fd = os.open("/var/tmp", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            landlock.confine_to(fd)
+        except OSError as error:
+            return os.strerror(error.errno or 0)
+        return ""
+
+    return str(children.run(inside, seconds=60).result())
+
+
+def test_where_not_even_chroot_is_allowed_landlock_keeps_it_from_others_files(tmp_path: Path) -> None:
+    """As an ordinary process without any privilege."""
+    if lacking := landlocked():
+        pytest.skip(f"the kernel has no Landlock that can link between directories: {lacking}")
+    tmp_path.chmod(0o755)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "secret").write_text("host")
+    (tmp_path / "d").chmod(0o777)
+    confined.probe()
+
+    def without() -> Any:
+        fd = os.open(tmp_path / "d", os.O_RDONLY | os.O_DIRECTORY)
+        os.setresuid(65534, 65534, 65534)
+        missing: list[str] = []
+
+        def work(stream: Any, root: int) -> Any:
+            os.mkdir("a", dir_fd=root)
+            os.mkdir("b", dir_fd=root)
+            os.close(os.open("a/x", os.O_WRONLY | os.O_CREAT, dir_fd=root))
+            os.link("a/x", "b/y", src_dir_fd=root, dst_dir_fd=root)
+            return [
+                refusal(os.open, "/etc/passwd", os.O_RDONLY),
+                refusal(lambda: os.open("../secret", os.O_RDONLY, dir_fd=root)),
+                refusal(os.mkdir, "/tmp/never-made-by-a-test"),
+                refusal(os.fork),
+            ]
+
+        return [confined.run([b"x"], plain, work, dirfd=fd, missing=missing), missing]
+
+    found, missing = children.run(without, seconds=60).result()
+    assert found == ["PermissionError 13"] * 3 + ["PermissionError 1"]
+    assert "chroot: Operation not permitted" in missing
+    assert not any(word.startswith(("landlock", "seccomp")) for word in missing)
+    assert (tmp_path / "d/b/y").exists()
 
 
 # --- through the blob

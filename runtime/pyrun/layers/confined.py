@@ -28,7 +28,7 @@ from .confinement import Confinement
 from .stream import ThreadedReader
 
 PIPE = 1 << 20  # bytes on their way to the child; an ordinary user may have as much (pipe-max-size)
-ANSWER = 64 << 20  # bytes of an answer: it names the directories that a layer uses and doesn't list
+ANSWER = 16 << 20  # bytes of an answer: it names the directories that a layer uses and doesn't list
 
 _O_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
