@@ -61,12 +61,12 @@ class BlobSource:
 
     def read(self, table: Table, row: int) -> Iterator[bytes]:
         """The file's bytes. The blob is decompressed up to where the file ends. `LayerError` for a damaged one."""
-        from ..images.codec import decompressed
+        from ..images.blob import StoredBlob
 
         runs = table.sparse.get(row, [(0, table.stored[row])])
         start, position = table.offsets[row], 0
-        with self._content.open(self._layer.digest) as file:
-            stream = _Forward(decompressed(iter(lambda: file.read(_CHUNK), b""), self._layer.media_type))
+        with StoredBlob(self._content, self._layer).tar() as tar:
+            stream = _Forward(iter(lambda: tar.read(_CHUNK), b""))
             stream.skip(start)
             for offset, length in runs:
                 yield from _zeros(offset - position)

@@ -20,7 +20,7 @@ from ..layers.stream import ThreadedReader
 from ..layers.unpack import unpack
 from .codec import Buffer, decompressed
 from .content import ContentStore, mismatch
-from .digest import hasher, short
+from .digest import hasher, is_hex, short
 
 if TYPE_CHECKING:
     from ..layers.unpack import Unpacked
@@ -90,6 +90,10 @@ class LayerBlob:
         found = self._inside(lambda stream, root: packed(work(cast(BinaryIO, stream), root)), dirfd, keep)
         return checked(found)
 
+    def read_confined(self, work: Callable[[BinaryIO], Any]) -> Any:
+        """What ``work(tar stream)`` returns, as JSON has it, in a confined child that has no files at all."""
+        return self._inside(lambda stream, root: work(cast(BinaryIO, stream)), None, ())
+
     def range(self, offset: int, count: int) -> bytes:
         """``count`` bytes of the compressed blob, not verified; from the content store."""
         with self._content.open(self.digest) as file:
@@ -130,9 +134,11 @@ class LayerBlob:
     def _settle(self, found: Any) -> None:
         """Take what the confined child found out about the tar."""
         try:
-            count, digits = int(found["unpacked"]), str(found["hash"])
-        except (KeyError, TypeError, ValueError):
+            count, digits = found["unpacked"], found["hash"]
+        except (KeyError, TypeError):
             raise confined.senseless() from None
+        if type(count) is not int or count < 0 or not isinstance(digits, str) or not is_hex(digits):
+            raise confined.senseless()
         self.unpacked = count
         self._check_diff_id(digits)
         self.verified = True
