@@ -109,7 +109,9 @@ def test_every_call_of_every_architecture_is_decided_as_its_name_says(arch: str)
     table = numbers(arch)
     for name, number in table.items():
         expected = ALLOW if name in allowed else KILL_PROCESS if name in deadly else EPERM
-        if name in ("mmap", "mmap2", "mprotect"):
+        if name == "mmap" and arch == "s390x":
+            assert verdict(program, arch, number) == ALLOW, name
+        elif name in ("mmap", "mmap2", "mprotect"):
             assert verdict(program, arch, number, [0, 0, 3]) == ALLOW, name
             assert verdict(program, arch, number, [0, 0, 5]) == EPERM, name
         else:

@@ -129,7 +129,7 @@ class LayerBlob:
         with closing(self._compressed()) as source:
             found = confined.run(source, plain.stream, all_of_it, dirfd=dirfd, keep=keep)
         self._settle(found)
-        return found["value"]
+        return found.get("value")
 
     def _settle(self, found: Any) -> None:
         """Take what the confined child found out about the tar."""
