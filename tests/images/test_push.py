@@ -144,7 +144,7 @@ def test_an_image_arrives_byte_for_byte(pusher: Pusher) -> None:
     assert result.size == len(pusher.stored(result.digest))
 
 
-def test_blobs_come_first_then_the_config_then_the_manifest(pusher: Pusher) -> None:
+def test_the_manifest_comes_when_all_that_it_names_is_there(pusher: Pusher) -> None:
     with pusher.proxy() as proxy:
         pusher(proxy.host)
         ends = [seen.path for seen in proxy.requests("^PUT")]
@@ -156,7 +156,8 @@ def test_blobs_come_first_then_the_config_then_the_manifest(pusher: Pusher) -> N
         else "layer"
         for path in ends
     ]
-    assert kinds == ["layer"] * 3 + ["config", "manifest"]
+    assert sorted(kinds[:-1]) == ["config"] + ["layer"] * 3
+    assert kinds[-1] == "manifest"
     pusher.arrived()
 
 
@@ -405,7 +406,7 @@ def test_a_registry_that_wants_to_be_left_alone_for_long_is(pusher: Pusher) -> N
     ):
         pusher(proxy.host)
     assert "60 minutes" in caught.value.hint
-    assert len(proxy.requests("PUT.*uploads")) <= 3
+    assert len(proxy.requests("PUT.*uploads")) <= 4  # each blob once
 
 
 def test_nobody_there_is_said_at_once(pusher: Pusher) -> None:

@@ -157,13 +157,12 @@ class _Push:
             crew.Task(short(digest), partial(self._carry, digest, layers[digest], sources.get(digest, ())))
             for digest in todo
         ]
-        client.authorize()  # once, for all of the threads
-        crew.run(tasks, client, at_once=AT_ONCE, progress=self.progress)
-        tasks = [
+        tasks += [
             crew.Task("", partial(self._carry, digest, size, ()))
             for digest, size in configs.items()
             if digest not in absent and digest not in layers
         ]
+        client.authorize()  # once, for all of the threads
         crew.run(tasks, client, at_once=AT_ONCE, progress=self.progress)
 
     def _carry(
