@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from ..images.record import Progress, PullResult
 
 _REDRAW_SECONDS = 0.1
-_COUNTED = ("Downloading", "Extracting", "Loading layer", "Pushing")  # the states whose bytes mean something to look at
+# The states whose bytes mean something to look at.
+_COUNTED = ("Downloading", "Extracting", "Loading layer", "Pushing")
 _BAR = (10, 50)  # the narrowest and the widest
 
 
