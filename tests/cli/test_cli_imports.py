@@ -105,7 +105,7 @@ def test_run_without_a_pull_imports_no_registry_client_and_no_display(tmp_path):
         *("run", "--pull", "never", "nothing-of-that-name"),
     )
     assert "pyrun.images.local" in loaded
-    assert not loaded & {"pyrun.cli.progress", "pyrun.images.client", "pyrun.images.pull"}
+    assert not loaded & {"pyrun.cli.progress", "pyrun.images.registry.client", "pyrun.images.transfer.pull"}
     # The drivers are entry points; the capability set is set through prctl.
     assert not loaded & (HEAVY - {"importlib.metadata", "prctl"})
 

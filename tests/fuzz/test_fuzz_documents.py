@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from rounds import rounds
 
 from pyrun.errors import ImageError
-from pyrun.images import model, ranges
+from pyrun.images import model
 from pyrun.images.model import Index, Manifest, parse_config, parse_manifest, strict_json
+from pyrun.images.registry import ranges
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 DESCRIPTOR = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": DIGEST, "size": 3}

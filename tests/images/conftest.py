@@ -9,9 +9,9 @@ import pytest
 
 from pyrun.images.content import ContentStore
 from pyrun.images.local import ImageStore
-from pyrun.images.pull import pull
 from pyrun.images.record import Progress, PullResult
-from pyrun.images.registries import Registries
+from pyrun.images.registry.registries import Registries
+from pyrun.images.transfer.pull import pull
 from pyrun.storage.contract import Env
 from pyrun.storage.layers import LayerStore
 from pyrun.storage.store import open_store

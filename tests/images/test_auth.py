@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from pyrun.errors import RegistryError, Unauthorized
-from pyrun.images.access import Access
-from pyrun.images.auth import widened
-from pyrun.images.client import RegistryClient
-from pyrun.images.credentials import Credentials
-from pyrun.images.registries import Endpoint
+from pyrun.images.registry.access import Access
+from pyrun.images.registry.auth import widened
+from pyrun.images.registry.client import RegistryClient
+from pyrun.images.registry.credentials import Credentials
+from pyrun.images.registry.registries import Endpoint
 from support.certificates import Authority
 from support.registry import OCI_MANIFEST, Pushed, Registry, registry, sha256, tar
 from support.token_server import TokenServer

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pyrun.errors import UsageError
-from pyrun.images.changes import changed
+from pyrun.images.making.changes import changed
 
 BASE: dict[str, Any] = {
     "Env": ["PATH=/bin", "HOME=/root"],
@@ -62,12 +62,38 @@ def test_an_instruction_changes_its_setting(change: str, key: str, value: Any) -
 @pytest.mark.parametrize(
     "change",
     [
-        "", "RUN make", "FROM scratch", "CMD", "ENV", "ENV A", "ENV A=1 B", "ENV =1", "ENV A='x", "ENV A=${", "ENV A=${}",
-        "ENV A=${X!y}", "ENV A=${X:?needed}", "LABEL x", "EXPOSE 0", "EXPOSE 70000", "EXPOSE 80/icmp", "EXPOSE 9-8",
-        "EXPOSE http", "STOPSIGNAL SIGNONE", "STOPSIGNAL 65", "ONBUILD ONBUILD RUN x", "ONBUILD FROM x", "HEALTHCHECK",
-        "HEALTHCHECK CMD", "HEALTHCHECK --interval=1 CMD x", "HEALTHCHECK --nope=1 CMD x", 'VOLUME [""]', "123", "USER $NOBODY",
+        "",
+        "RUN make",
+        "FROM scratch",
+        "CMD",
+        "ENV",
+        "ENV A",
+        "ENV A=1 B",
+        "ENV =1",
+        "ENV A='x",
+        "ENV A=${",
+        "ENV A=${}",
+        "ENV A=${X!y}",
+        "ENV A=${X:?needed}",
+        "LABEL x",
+        "EXPOSE 0",
+        "EXPOSE 70000",
+        "EXPOSE 80/icmp",
+        "EXPOSE 9-8",
+        "EXPOSE http",
+        "STOPSIGNAL SIGNONE",
+        "STOPSIGNAL 65",
+        "ONBUILD ONBUILD RUN x",
+        "ONBUILD FROM x",
+        "HEALTHCHECK",
+        "HEALTHCHECK CMD",
+        "HEALTHCHECK --interval=1 CMD x",
+        "HEALTHCHECK --nope=1 CMD x",
+        'VOLUME [""]',
+        "123",
+        "USER $NOBODY",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_such_instruction_is_refused_in_words(change: str) -> None:
     with pytest.raises(UsageError, match="--change") as caught:
         changed(BASE, [change])

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from pyrun.errors import DigestMismatch, ImageError, ManifestUnknown, RegistryError, Unauthorized
-from pyrun.images.auth import challenges
-from pyrun.images.client import RegistryClient
-from pyrun.images.registries import Endpoint
+from pyrun.images.registry.auth import challenges
+from pyrun.images.registry.client import RegistryClient
+from pyrun.images.registry.registries import Endpoint
 from support.registry import OCI_MANIFEST, sha256
 
 from .faults import FaultServer, Request, closed_port

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from pyrun.errors import UsageError
-from pyrun.images.compress import COMPRESSIONS, compression_of, compressor
+from pyrun.images.making.compress import COMPRESSIONS, compression_of, compressor
 from support.registry import zstd
 
 DATA = random.Random(1).randbytes(300_000) + b"some words, again and again. " * 60_000

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from pyrun.errors import ConfigError, InvalidReference
-from pyrun.images.access import Access
-from pyrun.images.credentials import AuthFile, Credentials, changed, files, lookup, normalised
-from pyrun.images.helpers import Helper
-from pyrun.images.login import Server
-from pyrun.images.registries import Endpoint
+from pyrun.images.registry.access import Access
+from pyrun.images.registry.credentials import AuthFile, Credentials, changed, files, lookup, normalised
+from pyrun.images.registry.helpers import Helper
+from pyrun.images.registry.login import Server
+from pyrun.images.registry.registries import Endpoint
 
 
 def auth(text: str) -> dict[str, str]:

@@ -24,9 +24,9 @@ from pyrun.errors import (
     RegistryError,
     Unauthorized,
 )
-from pyrun.images.pull import all_tags
-from pyrun.images.registries import Registries
-from pyrun.images.response import Deadline
+from pyrun.images.registry.registries import Registries
+from pyrun.images.registry.response import Deadline
+from pyrun.images.transfer.pull import all_tags
 from support.faultproxy import (
     Act,
     Fault,
@@ -371,9 +371,9 @@ def test_an_image_is_pulled_from_a_registry_that(
 def test_a_redirect_to_another_origin_gets_no_credentials(
     engine: Engine, serve: Serve, registry: Registry, pushed: Pushed, repository: str
 ) -> None:
-    from pyrun.images.access import Access
-    from pyrun.images.credentials import Credentials
-    from pyrun.images.pull import pull
+    from pyrun.images.registry.access import Access
+    from pyrun.images.registry.credentials import Credentials
+    from pyrun.images.transfer.pull import pull
 
     elsewhere = serve()
 
@@ -402,9 +402,9 @@ def test_a_redirect_to_another_origin_gets_no_credentials(
 def test_a_mirror_never_gets_the_secret_of_what_it_stands_for(
     engine: Engine, serve: Serve, pushed: Pushed, repository: str
 ) -> None:
-    from pyrun.images.access import Access
-    from pyrun.images.credentials import Credentials
-    from pyrun.images.pull import pull
+    from pyrun.images.registry.access import Access
+    from pyrun.images.registry.credentials import Credentials
+    from pyrun.images.transfer.pull import pull
 
     def asks(exchange: Any) -> None:
         if "authorization" not in {name.lower() for name in exchange.handler.headers}:
@@ -497,7 +497,7 @@ TAG_LISTS: dict[str, tuple[Act, str]] = {
 def test_tags_are_refused(
     engine: Engine, serve: Serve, repository: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyrun.images.listing.MAX_PAGES", 20)
+    monkeypatch.setattr("pyrun.images.registry.listing.MAX_PAGES", 20)
     act, says = TAG_LISTS[what]
     with pytest.raises(ImageError, match=says) as caught:
         listed(engine, serve(Fault(act, "tags/list")), repository)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from pyrun.errors import ImageError, ManifestUnknown, RegistryError
-from pyrun.images import listing
-from pyrun.images.access import Access
-from pyrun.images.client import RegistryClient
-from pyrun.images.listing import following, referrers_tag
-from pyrun.images.registries import Endpoint
+from pyrun.images.registry import listing
+from pyrun.images.registry.access import Access
+from pyrun.images.registry.client import RegistryClient
+from pyrun.images.registry.listing import following, referrers_tag
+from pyrun.images.registry.registries import Endpoint
 from support.registry import OCI_INDEX, OCI_MANIFEST, Registry, registry, sha256, tar
 
 from .faults import FaultServer, Request

@@ -25,12 +25,12 @@ from pyrun.errors import (
     StorageError,
     Unauthorized,
 )
-from pyrun.images import upload
-from pyrun.images.access import Access
-from pyrun.images.push import PushResult, push
 from pyrun.images.record import Image, Progress
 from pyrun.images.reference import Reference
-from pyrun.images.registries import Registries
+from pyrun.images.registry.access import Access
+from pyrun.images.registry.registries import Registries
+from pyrun.images.transfer import upload
+from pyrun.images.transfer.push import PushResult, push
 from pyrun.storage.leases import held
 from support.certificates import Authority
 from support.registry import (
@@ -173,7 +173,7 @@ def test_what_the_registry_has_is_not_sent_again(pusher: Pusher) -> None:
 
 
 def test_every_layer_goes_through_dockers_states(pusher: Pusher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyrun.images.push.AT_ONCE", 2)
+    monkeypatch.setattr("pyrun.images.transfer.push.AT_ONCE", 2)
     with pusher.proxy() as proxy:
         pusher(proxy.host)
     for digest in pusher.pushed.layer_digests[:2]:
@@ -421,7 +421,7 @@ def test_a_token_that_expires_between_and_within_uploads_is_replaced(
     pusher: Pusher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upload, "CHUNK", 1 << 20)
-    monkeypatch.setattr("pyrun.images.push.AT_ONCE", 1)
+    monkeypatch.setattr("pyrun.images.transfer.push.AT_ONCE", 1)
     with pusher.proxy(Rule(Tokens(uses=2)), Rule(least(1 << 20), "POST")) as proxy:
         pusher(proxy.host)
         tokens = proxy.requests("GET /token")

@@ -8,7 +8,7 @@ import pytest
 
 from pyrun.errors import ConfigError, ImageError
 from pyrun.images.reference import Reference
-from pyrun.images.registries import Registries
+from pyrun.images.registry.registries import Registries
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyrun.errors import DigestMismatch, ManifestUnknown, RegistryError
-from pyrun.images import parts, sources
+from pyrun.images import parts
 from pyrun.images.digest import short
 from pyrun.images.layerstore import sweep_staging
-from pyrun.images.ranges import begins, from_offset
-from pyrun.images.response import Deadline
+from pyrun.images.registry.ranges import begins, from_offset
+from pyrun.images.registry.response import Deadline
+from pyrun.images.transfer import sources
 from support.faultproxy import (
     Fault,
     FaultProxy,

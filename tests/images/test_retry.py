@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from pyrun.errors import RegistryError
-from pyrun.images.access import Access
-from pyrun.images.client import RegistryClient
-from pyrun.images.registries import Endpoint
-from pyrun.images.retry import retry_after, warnings
+from pyrun.images.registry.access import Access
+from pyrun.images.registry.client import RegistryClient
+from pyrun.images.registry.registries import Endpoint
+from pyrun.images.registry.retry import retry_after, warnings
 
 from .faults import FaultServer, Request
 

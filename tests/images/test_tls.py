@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from pyrun.errors import ConfigError, RegistryError, Unauthorized
-from pyrun.images import tls
-from pyrun.images.access import Access
-from pyrun.images.client import RegistryClient
-from pyrun.images.credentials import Credentials
-from pyrun.images.proxy import Proxies
-from pyrun.images.registries import Endpoint
+from pyrun.images.registry import tls
+from pyrun.images.registry.access import Access
+from pyrun.images.registry.client import RegistryClient
+from pyrun.images.registry.credentials import Credentials
+from pyrun.images.registry.proxy import Proxies
+from pyrun.images.registry.registries import Endpoint
 from support.certificates import Authority, openssl
 from support.httpproxy import HttpProxy
 from support.registry import Pushed, Registry, registry, tar

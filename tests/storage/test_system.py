@@ -239,7 +239,8 @@ def test_prune_until_spares_what_is_younger(fresh: Pyrun) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["until", "until=", "until=yesterday", "until=5", "until=1h,2m", "dangling=true", "until=1h 2m", "=1h"]
+    "text",
+    ["until", "until=", "until=yesterday", "until=5", "until=1h,2m", "dangling=true", "until=1h 2m", "=1h"],
 )
 def test_a_filter_that_is_none_is_refused(fresh: Pyrun, text: str) -> None:
     if text == "until=5":  # seconds since the epoch: a moment long ago

@@ -38,7 +38,11 @@ class Podman:
         return done.stdout
 
     def run(self, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        own = [f"--root={self.directory}/graph", f"--runroot={self.directory}/run", "--storage-driver=overlay"]
+        own = [
+            f"--root={self.directory}/graph",
+            f"--runroot={self.directory}/run",
+            "--storage-driver=overlay",
+        ]
         return subprocess.run(
             [
                 "unshare",

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..images.access import Access
+    from ..images.registry.access import Access
 
 
 def access(creds: str | None, authfile: str | None, cert_dir: str | None, tls_verify: bool | None) -> Access:
     """What the four options above say, for `Engine.pull`, `push` and others."""
-    from ..images.access import Access
+    from ..images.registry.access import Access
     from .output import warn
 
     given = None
     if creds is not None:
         from ..errors import UsageError
-        from ..images.credentials import Credentials
+        from ..images.registry.credentials import Credentials
 
         username, colon, password = creds.partition(":")
         if not username:

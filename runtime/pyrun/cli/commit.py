@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..images.outlet import file_at, words
+from ..images.archives.outlet import file_at, words
 from . import options as shared
 from .output import warn, write
 from .session import session

@@ -14,8 +14,8 @@ from .session import Session, session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..images.access import Access
-    from ..images.login import Login
+    from ..images.registry.access import Access
+    from ..images.registry.login import Login
 
 MAX_PASSWORD = 1 << 20  # bytes; tokens of clouds are long
 

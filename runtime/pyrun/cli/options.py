@@ -68,7 +68,7 @@ def complete_any(ctx: click.Context) -> list[str]:
 
 def complete_registry() -> list[str]:
     """The registries that credentials are kept for."""
-    from ..images.login import known
+    from ..images.registry.login import known
 
     try:
         return known()

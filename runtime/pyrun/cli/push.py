@@ -16,7 +16,7 @@ from .session import session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..images.push import PushResult
+    from ..images.transfer.push import PushResult
 
 
 def push(

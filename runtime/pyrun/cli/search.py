@@ -15,7 +15,7 @@ from .tags import write_tags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..images.search import Found
+    from ..images.registry.search import Found
 
 HEADERS = {
     "Name": "NAME",
@@ -83,7 +83,7 @@ def search(
             raise UsageError("--list-tags and --filter can't be used together", hint="Drop one of them.")
         write_tags(engine, term, access, limit=limit, format=format, quiet=False)
         return
-    from ..images.search import DEFAULT_LIMIT
+    from ..images.registry.search import DEFAULT_LIMIT
 
     found = engine.search(
         term, limit=DEFAULT_LIMIT if limit is None else limit, filters=filter or (), access=access

@@ -14,7 +14,7 @@ from .session import session
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..images.access import Access
+    from ..images.registry.access import Access
 
 HEADERS = {"Name": "NAME", "Tag": "TAG"}
 COLUMNS = ("Name", "Tag")

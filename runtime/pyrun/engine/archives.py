@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ..containers.record import Container
-    from ..images.load import Loaded
+    from ..images.archives.load import Loaded
     from ..images.record import Image, Progress
     from ..storage.store import Store
     from .difference import Difference
@@ -35,7 +35,7 @@ class ArchiveMethods(ContainerMethods):
                   a name
         output    the path of a file (of a directory, for the formats that are one), which appears or is replaced
                   only when it is complete; or a descriptor that is written to
-        format    "docker-archive", "oci-archive", "oci-dir" or "docker-dir": see `pyrun.images.save`
+        format    "docker-archive", "oci-archive", "oci-dir" or "docker-dir": see `pyrun.images.archives.save`
         platform  "os/arch[/variant]" that every image has to suit: of a name that was pulled for several, the one
                   for this
 
@@ -45,9 +45,9 @@ class ArchiveMethods(ContainerMethods):
         """
         from contextlib import ExitStack
 
-        from ..images import outlet, save
-        from ..images.assemble import assembling
-        from ..images.choosing import chosen
+        from ..images.archives import outlet, save
+        from ..images.archives.choosing import chosen
+        from ..images.making.assemble import assembling
 
         if format not in save.FORMATS:
             raise UsageError(f"--format {format}: unknown", hint=f"One of {', '.join(save.FORMATS)}.")
@@ -94,9 +94,9 @@ class ArchiveMethods(ContainerMethods):
         `InvalidReference`) for what is no sound archive, `LayerError`, `NotFound` for a file that is not there,
         `StorageError`. The process must have one thread.
         """
-        from ..images.assemble import assembling
-        from ..images.load import load
-        from ..images.spool import opened
+        from ..images.archives.load import load
+        from ..images.archives.spool import opened
+        from ..images.making.assemble import assembling
 
         store = self._open()
         images = self._images()
@@ -125,7 +125,7 @@ class ArchiveMethods(ContainerMethods):
         source    the path of a file, an https URL (or http, of this machine's loopback), or a descriptor that is read
                   to its end
         target    the name to give; None: the image is known by its ID
-        changes   Dockerfile instructions that set what it runs, and how: `pyrun.images.changes`
+        changes   Dockerfile instructions that set what it runs, and how: `pyrun.images.making.changes`
         message   of the image's history
         platform  "os/arch[/variant]" that the files are for; None: DOCKER_DEFAULT_PLATFORM, else the host's
 
@@ -133,9 +133,9 @@ class ArchiveMethods(ContainerMethods):
         image. Raises `UsageError`, `InvalidReference`, `RegistryError` for what can't be downloaded, `LayerError` for
         what is no tar or a hostile one, `StorageError`. The process must have one thread.
         """
-        from ..images.assemble import assembling
-        from ..images.changes import changed
-        from ..images.importing import import_tar
+        from ..images.archives.importing import import_tar
+        from ..images.making.assemble import assembling
+        from ..images.making.changes import changed
         from ..images.reference import Reference
 
         reference = Reference.parse(target) if target else None
@@ -204,7 +204,7 @@ class ArchiveMethods(ContainerMethods):
 
         target     the name to give; None: the image has none and is known by its ID
         author, message  for the image's history
-        changes    Dockerfile instructions for its settings, such as 'CMD ["sh"]' (`pyrun.images.changes`)
+        changes    Dockerfile instructions for its settings, such as 'CMD ["sh"]' (`pyrun.images.making.changes`)
         pause      whether a running container stands still while it is read (`pyrun.containers.freeze`); without
                    that the layer may mix states
         squash     one layer with all files, and none of the container's image

@@ -19,11 +19,11 @@ from ..containers import view as views
 from ..containers.freeze import Frozen
 from ..containers.settings import settings
 from ..errors import InvalidReference, NotFound, StorageError, UsageError
-from ..images import derived
-from ..images.assemble import add_layer, assembling, store_image
-from ..images.changes import changed
+from ..images.archives.outlet import file_at, words
 from ..images.digest import short
-from ..images.outlet import file_at, words
+from ..images.making import derived
+from ..images.making.assemble import add_layer, assembling, store_image
+from ..images.making.changes import changed
 from ..images.platform import host
 from ..images.reference import Reference
 from ..layers.pack import pack

@@ -171,7 +171,7 @@ class Core:
         try:
             return self._images().get(name)
         except NotFound as missing:
-            from ..images.registries import Registries
+            from ..images.registry.registries import Registries
 
             try:
                 return self._images().get(Registries.load().reference(name).canonical)

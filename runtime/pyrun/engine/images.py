@@ -11,8 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..images.access import Access
     from ..images.record import Image, Progress, PullResult
+    from ..images.registry.access import Access
 
 
 class ImageMethods(CatalogueMethods):
@@ -31,7 +31,7 @@ class ImageMethods(CatalogueMethods):
         reference  "name[:tag][@digest]"; an alias of registries.conf, too
         platform   "os/arch[/variant]" to choose where the name stands for several; None: DOCKER_DEFAULT_PLATFORM,
                    else the host's
-        access     credentials and certificates (`pyrun.images.access.Access`); None: those configured
+        access     credentials and certificates (`pyrun.images.registry.access.Access`); None: those configured
         progress   called in this process with each step
 
         What is here of a layer whose download broke off, in this process or an earlier one, is gone on with. The
@@ -57,9 +57,9 @@ class ImageMethods(CatalogueMethods):
         A tag that stands for no image, or for none of the platform, is an error; those before it stay pulled.
         Raises as `pull` does, and `InvalidReference` where the name has a tag or digest.
         """
-        from ..images.pull import all_tags
         from ..images.reference import Reference
-        from ..images.registries import Registries
+        from ..images.registry.registries import Registries
+        from ..images.transfer.pull import all_tags
 
         if self._size is not None:
             raise UsageError("--storage-opt size= limits a container; an image has the size it has")
@@ -85,10 +85,10 @@ class ImageMethods(CatalogueMethods):
         progress: Callable[[Progress], None] | None,
         access: Access | None = None,
     ) -> PullResult:
-        from ..images.access import Access
-        from ..images.pull import pull
         from ..images.record import Progress
-        from ..images.registries import Registries
+        from ..images.registry.access import Access
+        from ..images.registry.registries import Registries
+        from ..images.transfer.pull import pull
 
         registries = Registries.load()
         parsed = registries.reference(reference)

@@ -8,13 +8,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..images.access import Access
-    from ..images.login import Login, Logout
-    from ..images.push import PushResult
     from ..images.record import Progress
     from ..images.reference import Reference
-    from ..images.registries import Registries
-    from ..images.search import Found
+    from ..images.registry.access import Access
+    from ..images.registry.login import Login, Logout
+    from ..images.registry.registries import Registries
+    from ..images.registry.search import Found
+    from ..images.transfer.push import PushResult
 
 
 class RegistryMethods(ContainerMethods):
@@ -42,9 +42,9 @@ class RegistryMethods(ContainerMethods):
         of what the registry refuses. Raises `Unauthorized`, `NotFound` (nothing is kept), `RegistryError`,
         `InvalidReference`, `ConfigError` (a file or helper), `UsageError`.
         """
-        from ..images.access import Access
-        from ..images.login import Server, login
-        from ..images.registries import Registries
+        from ..images.registry.access import Access
+        from ..images.registry.login import Server, login
+        from ..images.registry.registries import Registries
 
         return login(
             Server.parse(server),
@@ -60,20 +60,20 @@ class RegistryMethods(ContainerMethods):
     ) -> Logout:
         """Forget a registry's credentials where `login` would keep them. What other programs keep elsewhere stays, and
         the result tells of it. Raises `InvalidReference`, `ConfigError`, `UsageError`."""
-        from ..images.login import Server, logout
+        from ..images.registry.login import Server, logout
 
         return logout(Server.parse(server), authfile=authfile, compat_file=compat_file)
 
     def logout_all(self, *, authfile: str | None = None, compat_file: str | None = None) -> list[str]:
         """Forget all that is in the file where `login` keeps credentials, and in the helpers that it names; the
         registries' names. Raises `ConfigError`."""
-        from ..images.login import logout_all
+        from ..images.registry.login import logout_all
 
         return logout_all(authfile=authfile, compat_file=compat_file)
 
     def logged_in(self, server: str = "docker.io", *, authfile: str | None = None) -> str:
         """The user name with which a registry is asked. Raises `NotFound`, `InvalidReference`, `ConfigError`."""
-        from ..images.login import Server, logged_in
+        from ..images.registry.login import Server, logged_in
 
         return logged_in(Server.parse(server), authfile)
 
@@ -103,8 +103,8 @@ class RegistryMethods(ContainerMethods):
         Raises `NotFound`, `InvalidReference`, `PlatformUnavailable`, `Unauthorized`, `RegistryError`,
         `DigestMismatch` (damaged in the store, or changed by the registry), `StorageError` (a blob is missing).
         """
-        from ..images.push import push
-        from ..images.registries import Registries
+        from ..images.registry.registries import Registries
+        from ..images.transfer.push import push
 
         registries = Registries.load()
         if destination is None:
@@ -136,9 +136,9 @@ class RegistryMethods(ContainerMethods):
         """Push every local tag of ``repository``, a name without a tag, in the order of their names; the rest as
         for `push`. Raises `NotFound` where there is none."""
         from ..errors import NotFound
-        from ..images.push import push
         from ..images.reference import Reference
-        from ..images.registries import Registries
+        from ..images.registry.registries import Registries
+        from ..images.transfer.push import push
 
         registries = Registries.load()
         for wanted in (_tagless(repository, Reference.parse(repository)), registries.reference(repository)):
@@ -166,17 +166,17 @@ class RegistryMethods(ContainerMethods):
         filters: Sequence[str] = (),
         access: Access | None = None,
     ) -> list[Found]:
-        """The repositories that ``term`` finds: see `pyrun.images.search.search`."""
-        from ..images.registries import Registries
-        from ..images.search import search
+        """The repositories that ``term`` finds: see `pyrun.images.registry.search.search`."""
+        from ..images.registry.registries import Registries
+        from ..images.registry.search import search
 
         return search(term, limit=limit, filters=filters, registries=Registries.load(), access=access)
 
     def tags(self, name: str, *, access: Access | None = None) -> tuple[str, list[str]]:
         """(the repository as docker prints it, its tags, sorted). A tag or digest in ``name`` means
         nothing here. Raises `ManifestUnknown`, `Unauthorized`, `RegistryError`."""
-        from ..images.registries import Registries
-        from ..images.search import list_tags
+        from ..images.registry.registries import Registries
+        from ..images.registry.search import list_tags
 
         registries = Registries.load()
         reference = registries.reference(name)

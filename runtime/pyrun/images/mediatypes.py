@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from ..errors import ImageError
 from .printable import printable
 
@@ -42,3 +44,12 @@ def docker_layer_type(media_type: str) -> str:
             f"a layer of type {printable(media_type, 200)!r} can't stand in a manifest of Docker's format",
             hint="Use an OCI format.",
         ) from None
+
+
+def stored_type(data: bytes) -> str:
+    """The media type of a stored document. OCI lets it be left out, and was checked when it was fetched."""
+    try:
+        document = json.loads(data)
+        return str(document.get("mediaType") or (OCI_INDEX if "manifests" in document else OCI_MANIFEST))
+    except (ValueError, AttributeError, RecursionError):
+        return OCI_MANIFEST

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..errors import PyrunError
 from .content import ContentStore
-from .documents import stored_type
+from .mediatypes import stored_type
 from .model import Descriptor, Index, parse_manifest
 from .record import Image
 from .reference import Reference

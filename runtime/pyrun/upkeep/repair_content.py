@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DigestMismatch, ImageError, PyrunError, RegistryError
 from ..images import index
 from ..images.blob import LayerBlob, StoredBlob
-from ..images.client import RegistryClient
-from ..images.documents import stored_type
-from ..images.fetch import fetched
+from ..images.mediatypes import stored_type
 from ..images.model import Index, parse_config, parse_manifest
 from ..images.platform import Platform
 from ..images.record import Image, ImageLayer
 from ..images.reference import Reference
-from ..images.registries import Registries
-from ..images.sources import Sources
+from ..images.registry.client import RegistryClient
+from ..images.registry.registries import Registries
+from ..images.transfer.fetch import fetched
+from ..images.transfer.sources import Sources
 
 if TYPE_CHECKING:
     from ..images.content import ContentStore
@@ -100,7 +100,7 @@ def remake_record(scene: Scene, reference: str, manifest: str, *, shared: bool =
     store = scene.usable(scene.selected)
     if store is None:
         return f"{why}, and to pull it the store's driver must work"
-    from ..images.pull import pull
+    from ..images.transfer.pull import pull
 
     registries = Registries.load()
     try:

@@ -1,0 +1,1 @@
+"""Registries: where they are, who may ask, and what they answer (OCI distribution spec)."""

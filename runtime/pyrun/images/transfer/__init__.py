@@ -1,0 +1,1 @@
+"""Images between this store and registries."""
