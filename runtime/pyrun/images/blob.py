@@ -1,9 +1,9 @@
 """A layer's blob on its way in: downloaded or stored, hashed twice, decompressed, in one pass.
 
 `StoredBlob`, and `pyrun.images.transfer.download.RegistryBlob`, are the `pyrun.storage.contract.Blob` that a storage
-driver is handed. The compressed bytes are hashed as they come and kept in the content store only when size and digest hold; the
-uncompressed ones are made, hashed for the diff_id and unpacked in a confined child process (`pyrun.layers.confined`),
-where a thread decompresses, so that all of it overlaps.
+driver is handed. The compressed bytes are hashed as they come and kept in the content store only when size and digest
+hold; the uncompressed ones are made, hashed for the diff_id and unpacked in a confined child process
+(`pyrun.layers.confined`), where a thread decompresses, so that all of it overlaps.
 """
 
 from __future__ import annotations
