@@ -56,20 +56,13 @@ class Server:
 
     __slots__ = ("pid", "started")
 
-    def __init__(self, pid: int, started: int) -> None:
+    def __init__(self, pid: int, started: str) -> None:
         self.pid = pid
         self.started = started
 
     def open(self) -> int | None:
         """A pidfd of it, or None where it has ended."""
-        try:
-            fd = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            return None
-        if start_time(self.pid) == self.started:
-            return fd
-        os.close(fd)
-        return None
+        return p.pidfd_of(self.pid, self.started)
 
     def ended(self) -> bool:
         fd = self.open()
@@ -79,15 +72,6 @@ class Server:
             return bool(select.select([fd], [], [], 0)[0])
         finally:
             os.close(fd)
-
-
-def start_time(pid: int) -> int:
-    """When the process started, in clock ticks since boot (man proc, /proc/pid/stat, field 22); 0 if it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return int(file.read().rpartition(")")[2].split()[19])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
 
 
 def mount_id(fd: int) -> int:
@@ -257,7 +241,7 @@ def _start(overlay: Overlay, idmap: int | None, device: int, lock: int) -> tuple
         if not said:
             raise OSError(errno.ECHILD, "the process that becomes the server died")
         pid = int(said)
-        server = Server(pid, start_time(pid))
+        server = Server(pid, p.start_time(pid))
         if maps is not None:
             uids, gids = ([IdMap(i.outside, i.outside, i.count) for i in part] for part in maps)
             write_maps(pid, uids, gids)

@@ -13,6 +13,7 @@ import time
 
 from ..errors import ContainerError, PyrunError
 from ..kernel.mount import MOUNT_ATTR_NODEV, mount_setattr
+from ..kernel.process import start_time
 from ..kernel.userns import read_map
 from ..sandbox import console, idrange
 from ..sandbox.box import Box
@@ -22,7 +23,7 @@ from ..storage.events import StorageEvent
 from ..storage.layers import SETTLED
 from . import spec as specs
 from . import users
-from .store import KILLED, Containers, new_state, start_time
+from .store import KILLED, Containers, new_state
 from .streams import Pipes
 from .supervise import Errand, ServerDied, Signals, supervise
 

@@ -20,6 +20,7 @@ import signal
 import time
 
 from ..errors import Conflict, ContainerError, NotFound, PyrunError, StorageError
+from ..kernel.files import sync_directory
 from ..storage import failpoints, records
 from ..storage.layers import boot_id
 from ..storage.locks import Lock, Staging, lock_directory
@@ -42,12 +43,6 @@ KILLED = 137  # what a shell would say of a process that SIGKILL ended
 def new_id() -> str:
     """64 random hex digits."""
     return os.urandom(32).hex()
-
-
-def start_time(pid: int) -> str:
-    """When the process started, in clock ticks since boot: with the pid, its identity (man proc_pid_stat)."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return file.read().rpartition(b")")[2].split()[19].decode()
 
 
 class Containers:
@@ -88,7 +83,7 @@ class Containers:
                     f"the prefix {name!r} fits {len(matches)} containers",
                     hint="Give more digits: pyrun ps -a.",
                 )
-        raise NotFound(f"no such container: {name}")
+        raise NotFound(f"no such container: {name}", hint="`pyrun ps -a` lists them.")
 
     def load(self, id: str) -> Container:
         """The record of one container, as its files and its lock tell. Raises `NotFound`."""
@@ -197,7 +192,7 @@ class Containers:
         directory = f"{self.directory}/{config['id']}"
         os.rename(stage.path, directory)
         if durable:
-            records.sync_directory(self.directory)
+            sync_directory(self.directory)
         return directory
 
     def mark_running(self, id: str) -> None:
@@ -412,17 +407,9 @@ class Containers:
     def _process(self, state: dict[str, Any], pid: int, started: str) -> int | None:
         if not pid or state["boot"] != boot_id():
             return None
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return None
-        try:
-            if start_time(pid) == started:
-                return pidfd
-        except (ProcessLookupError, FileNotFoundError):
-            pass
-        os.close(pidfd)
-        return None
+        from ..kernel.process import pidfd_of
+
+        return pidfd_of(pid, started)
 
     def _end_process(self, state: dict[str, Any], pid: int, started: str) -> None:
         pidfd = self._process(state, pid, started)

@@ -26,6 +26,7 @@ from ..images.making.assemble import add_layer, assembling, store_image
 from ..images.making.changes import changed
 from ..images.platform import host
 from ..images.reference import Reference
+from ..kernel.files import write_all
 from ..layers.pack import pack
 from ..storage import failpoints
 from ..storage.changes import added
@@ -59,10 +60,8 @@ class _Out:
             self.flush()
 
     def flush(self) -> None:
-        with words(self._what), memoryview(self._gathered) as view:
-            at = 0
-            while at < len(view):
-                at += os.write(self._fd, view[at:])
+        with words(self._what):
+            write_all(self._fd, self._gathered)
         self._gathered.clear()
 
 

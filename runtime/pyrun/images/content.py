@@ -14,9 +14,10 @@ from __future__ import annotations
 import os
 
 from ..errors import DigestMismatch, StorageError
+from ..kernel.files import sync_directory, write_all
 from . import parts
 from .digest import HEX_LENGTH, digest_like, hasher, is_digest
-from .parts import Writer, fsync_directory, same_file
+from .parts import Writer, same_file
 from .parts import mismatch as mismatch
 from .parts import out_of_space as out_of_space
 
@@ -235,14 +236,12 @@ def write_file(path: str, data: bytes, mode: int = 0o644) -> None:
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
+            write_all(fd, data)
             os.fsync(fd)
         finally:
             os.close(fd)
         os.rename(temporary, path)
-        fsync_directory(directory)
+        sync_directory(directory)
     except OSError as error:
         try:
             os.unlink(temporary)

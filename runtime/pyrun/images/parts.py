@@ -15,6 +15,7 @@ import stat
 import time
 
 from ..errors import DigestMismatch, StorageError
+from ..kernel.files import sync_directory, write_all
 from .digest import hasher, is_digest
 
 TYPE_CHECKING = False
@@ -142,12 +143,10 @@ class Writer:
             self.discard()
             raise mismatch(self._digest, f"it is longer than the {self._size} bytes it should have")
         self._hasher.update(data)
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[os.write(self._fd, view) :]
-            except OSError as error:
-                raise out_of_space(error, self._part) from error
+        try:
+            write_all(self._fd, data)
+        except OSError as error:
+            raise out_of_space(error, self._part) from error
         self.written += len(data)
 
     def discard(self) -> None:
@@ -167,7 +166,7 @@ class Writer:
             os.fchmod(self._fd, 0o644)
             os.fsync(self._fd)
             os.rename(self._part, self._path)
-            fsync_directory(os.path.dirname(self._path))
+            sync_directory(os.path.dirname(self._path))
         except OSError as error:
             raise out_of_space(error, self._path) from error
         self._committed = True
@@ -200,14 +199,6 @@ def out_of_space(error: OSError, path: str) -> StorageError:
             " elsewhere with --root.",
         )
     return StorageError(f"{path} can't be written: {error.strerror}", hint="Check the store's directory.")
-
-
-def fsync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def same_file(fd: int, path: str) -> bool:

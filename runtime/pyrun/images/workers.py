@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from .. import errors
 from ..errors import PyrunError, StorageError
+from ..kernel.files import write_all
 from ..kernel.process import set_pdeathsig
 from ..layers import confined
 from .content import out_of_space
@@ -98,9 +99,7 @@ def _work(job: Job, fd: int, parent: int) -> NoReturn:
     """The worker's whole life."""
 
     def send(message: list[Any]) -> None:
-        data = memoryview(json.dumps(message).encode() + b"\n")
-        while data:
-            data = data[os.write(fd, data) :]
+        write_all(fd, json.dumps(message).encode() + b"\n")
 
     code = 1
     try:

@@ -61,6 +61,31 @@ def clone3(flags: int) -> tuple[int, int]:
     return pid, pidfd.value
 
 
+def start_time(pid: int) -> str:
+    """When the process started, in clock ticks since boot (man proc_pid_stat): with the pid, its identity until the
+    next boot, as pids are used again. Raises ProcessLookupError."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode()
+    except FileNotFoundError:
+        raise ProcessLookupError(3, "No such process", f"/proc/{pid}") from None
+
+
+def pidfd_of(pid: int, started: str) -> int | None:
+    """A pidfd (pidfd_open(2)) of the process that had ``pid`` and `start_time` ``started``; None once it is gone."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    try:
+        if start_time(pid) == started:
+            return pidfd
+    except ProcessLookupError:
+        pass
+    os.close(pidfd)
+    return None
+
+
 def unshare(flags: int) -> None:
     function("unshare", flags)
 

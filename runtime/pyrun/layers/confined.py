@@ -22,6 +22,7 @@ from ..errors import LayerError, PyrunError, StorageError
 from ..kernel import mount as m
 from ..kernel import process as p
 from ..kernel import seccomp
+from ..kernel.files import write_all
 from . import confinement
 from .confined_child import CHUNK, MESSAGE, PLAIN, Buffer, Transform, Work, live
 from .confinement import Confinement
@@ -102,9 +103,7 @@ class Reader(io.RawIOBase):
 
             def work(stream: ThreadedReader, root: int) -> Any:
                 while piece := stream.read(CHUNK):
-                    view = memoryview(piece)
-                    while view:
-                        view = view[os.write(PLAIN, view) :]
+                    write_all(PLAIN, piece)
                 return told()
 
             self._child = _Child(transform, work, None, (), plain)
@@ -241,10 +240,9 @@ class _Child:
         for chunk in feed:
             if stopped():
                 break
-            view = memoryview(chunk)
-            while listening and view:
+            if listening:
                 try:
-                    view = view[os.write(self._data, view) :]
+                    write_all(self._data, chunk)
                 except BrokenPipeError:
                     listening = False
         os.close(self._data)

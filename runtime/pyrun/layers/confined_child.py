@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from ..errors import LayerError, PyrunError
 from ..kernel import process as p
+from ..kernel.files import write_all
 from . import confinement
 from .confinement import Confinement
 from .stream import ThreadedReader
@@ -64,9 +65,7 @@ def live(
             trace = "".join(traceback.format_exception(error))
             found = {"crash": f"{type(error).__name__}: {error}"[:MESSAGE], "trace": trace[-2 * MESSAGE :]}
         found["missing"] = confined.missing
-        view = memoryview(json.dumps(found).encode())
-        while view:
-            view = view[os.write(REPLY, view) :]
+        write_all(REPLY, json.dumps(found).encode())
         code = 0
     finally:
         # Nothing of the parent's may be flushed or run a second time here.

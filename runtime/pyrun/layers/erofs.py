@@ -17,6 +17,7 @@ import os
 from errno import EDQUOT, ENOSPC
 
 from ..errors import LayerError
+from ..kernel.files import write_all
 from . import erofs_format as fmt
 from .erofs_tree import Tree
 from .erofs_writer import Writer
@@ -126,7 +127,5 @@ class _Tee:
                 f"layer: a tar of more than {fmt.TAR_LIMIT} bytes, which EROFS can't address",
                 hint="Use another storage driver.",
             )
-        rest = memoryview(piece)
-        while rest:
-            rest = rest[os.write(self._fd, rest) :]
+        write_all(self._fd, piece)
         return piece

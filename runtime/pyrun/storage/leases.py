@@ -11,6 +11,7 @@ import json
 import os
 
 from ..errors import StorageError
+from ..kernel.files import write_all
 from .locks import SharedLock
 
 TYPE_CHECKING = False
@@ -66,9 +67,7 @@ class Lease:
                     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
                     try:
                         fcntl.flock(fd, fcntl.LOCK_EX)
-                        view = memoryview(data)
-                        while view:
-                            view = view[os.write(fd, view) :]
+                        write_all(fd, data)
                         # Locked and whole before it has its name.
                         os.rename(temporary, self.path)
                         self._fd = fd

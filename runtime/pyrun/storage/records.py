@@ -10,6 +10,7 @@ import json
 import os
 
 from ..errors import ConfigError
+from ..kernel.files import sync_directory, write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,9 +38,7 @@ def write(path: str, record: Any, *, durable: bool = True) -> None:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         try:
-            data = memoryview(json.dumps(record, separators=(",", ":")).encode())
-            while data:
-                data = data[os.write(fd, data) :]
+            write_all(fd, json.dumps(record, separators=(",", ":")).encode())
             if durable:
                 os.fsync(fd)
         finally:
@@ -53,12 +52,3 @@ def write(path: str, record: Any, *, durable: bool = True) -> None:
         raise
     if durable:
         sync_directory(os.path.dirname(path))
-
-
-def sync_directory(path: str) -> None:
-    """Make the names in the directory ``path`` durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

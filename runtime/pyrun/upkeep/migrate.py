@@ -23,6 +23,7 @@ from ..images import gc
 from ..images.digest import short
 from ..images.layerstore import layer_keys, sweep_staging
 from ..images.workers import Job, Report, run
+from ..kernel.files import sync_directory
 from ..kernel.mount import syncfs
 from ..layers.pack import pack
 from ..layers.unpack import unpack
@@ -337,7 +338,7 @@ class _Migration:
         finally:
             os.close(fd)
         os.rename(rw, f"{directory}/{name}")
-        records.sync_directory(directory)
+        sync_directory(directory)
         failpoints.reach("migrate.placed")
         config = records.read(f"{directory}/config.json")
         if config.get("rw", "rw") == "rw":

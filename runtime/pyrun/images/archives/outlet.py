@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from ...errors import PyrunError, UsageError
+from ...kernel.files import sync_directory, write_all
 
 _DIRECTORY = 0o755
 _FILE = 0o644
@@ -58,14 +59,8 @@ class TarOutlet:
         self._write(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict"))
 
     def _write(self, data: bytes | memoryview) -> None:
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[os.write(self._fd, view) :]
-            except BrokenPipeError:
-                raise
-            except OSError as error:
-                raise _unwritable(self._what, error) from error
+        with words(self._what):
+            write_all(self._fd, data)
 
 
 class DirectoryOutlet:
@@ -83,9 +78,7 @@ class DirectoryOutlet:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE)
             try:
                 for piece in pieces:
-                    view = memoryview(piece)
-                    while view:
-                        view = view[os.write(fd, view) :]
+                    write_all(fd, piece)
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -140,7 +133,7 @@ def directory_at(path: str) -> Iterator[DirectoryOutlet]:
         with words(path):
             os.chmod(working, _DIRECTORY & ~_umask())
             os.rename(working, path)
-            _sync(parent)
+            sync_directory(parent)
     except BaseException:
         shutil.rmtree(working, ignore_errors=True)
         raise
@@ -175,7 +168,7 @@ def _replacing(path: str) -> Iterator[int]:
                 named = True
             os.rename(working, path)
             named = False
-            _sync(parent)
+            sync_directory(parent)
     finally:
         os.close(fd)
         if named:
@@ -207,11 +200,3 @@ def _umask() -> int:
             if line.startswith("Umask:"):
                 return int(line.split()[1], 8)
     return 0o022
-
-
-def _sync(directory: str) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

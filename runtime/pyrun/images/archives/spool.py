@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ...errors import ImageError, LayerError, NotFound, PyrunError
+from ...kernel.files import write_all
 from ..content import out_of_space
 from ..making.compress import compression_of
 from ..making.incoming import create
@@ -102,10 +103,8 @@ def _spooled(root: str, chunks: Iterable[bytes]) -> tuple[int, int, int]:
             if size >= looked:
                 _check_room(fd, directory)
                 looked = size + (64 << 20)
-            view = memoryview(chunk)
-            size += len(view)
-            while view:
-                view = view[os.write(fd, view) :]
+            size += len(chunk)
+            write_all(fd, chunk)
     except OSError as error:
         os.close(fd)
         raise out_of_space(error, directory) from error

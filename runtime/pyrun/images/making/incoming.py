@@ -10,6 +10,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING
 
+from ...kernel.files import sync_directory, write_all
 from ..content import out_of_space
 from ..digest import hasher
 
@@ -38,12 +39,10 @@ class Incoming:
         """Append. Raises `StorageError`, in words where the disk is full."""
         self._hasher.update(data)
         self.size += len(data)
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[os.write(self._fd, view) :]
-            except OSError as error:
-                raise out_of_space(error, self._path) from error
+        try:
+            write_all(self._fd, data)
+        except OSError as error:
+            raise out_of_space(error, self._path) from error
 
     def commit(self) -> str:
         """Put the blob in its place, durably; its digest. One that is stored already stays, unless it was damaged."""
@@ -55,7 +54,7 @@ class Incoming:
                 os.fchmod(self._fd, 0o644)
                 os.fsync(self._fd)
                 os.rename(self._path, target)
-                _sync_directory(os.path.dirname(target))
+                sync_directory(os.path.dirname(target))
                 self._committed = True
         except OSError as error:
             raise out_of_space(error, target) from error
@@ -87,11 +86,3 @@ def create(directory: str) -> tuple[str, int]:
             os.close(fd)  # swept between the two calls
     except OSError as error:
         raise out_of_space(error, directory) from error
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
