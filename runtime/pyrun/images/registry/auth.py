@@ -28,15 +28,20 @@ if TYPE_CHECKING:
     from .retry import Sender
 
 MAX_TOKEN = 1 << 20  # bytes of the token server's answer
+MAX_CHALLENGE = (
+    16 << 10
+)  # characters of WWW-Authenticate that are looked at: several headers may be of 64 KiB each
 MIN_LIFETIME = 60  # seconds a token is used, also if it claims to live shorter
+MAX_LIFETIME = 24 * 3600  # seconds it is used, also if it claims to live longer
 CLIENT_ID = "pyrun"
 _ACTIONS = frozenset({"pull", "push", "delete", "*"})
 
 
 def challenges(header: str) -> list[tuple[str, dict[str, str]]]:
-    """A WWW-Authenticate header as (scheme, parameters) pairs, names in lowercase (RFC 9110 §11.6.1)."""
+    """A WWW-Authenticate header as (scheme, parameters) pairs, names in lowercase (RFC 9110 §11.6.1); its first
+    `MAX_CHALLENGE` characters."""
     found: list[tuple[str, dict[str, str]]] = []
-    rest = header.strip()
+    rest = header[:MAX_CHALLENGE].strip()
     while rest:
         word, _, after = rest.partition(" ")
         if "=" not in word:
@@ -211,7 +216,10 @@ class Authorizer:
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
             raise RegistryError(f"the token server {where} did not answer with a token")
         lives = answer.get("expires_in")
-        lifetime = max(float(lives), MIN_LIFETIME) if isinstance(lives, (int, float)) else MIN_LIFETIME
+        # In this order NaN is the least. An integer may be larger than any float.
+        lifetime = MIN_LIFETIME
+        if isinstance(lives, (int, float)) and lives > MIN_LIFETIME:
+            lifetime = min(lives, MAX_LIFETIME)
         refresh = answer.get("refresh_token")
         if offline and isinstance(refresh, str):
             self.identity_token = refresh

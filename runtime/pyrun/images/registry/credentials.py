@@ -52,6 +52,19 @@ class Credentials:
     registry_token: str = field(default="", repr=False)
     source: str = ""
 
+    def __post_init__(self) -> None:
+        """Raises `ConfigError` for what can't be sent. Found out here, for the errors of those who would send it quote
+        it."""
+        origin = f" from {self.source}" if self.source else ""
+        for text in (self.username, self.password, self.identity_token):
+            if any("\ud800" <= char <= "\udfff" for char in text):
+                raise ConfigError(f"the credentials{origin} are not UTF-8", hint="Log in again: pyrun login")
+        if not (self.registry_token.isascii() and self.registry_token.isprintable()):
+            raise ConfigError(
+                f"the registry token{origin} has characters that no token has",
+                hint="Is there a line's end in it?",
+            )
+
     @property
     def described(self) -> str:
         """ "credentials of alice from /run/containers/0/auth.json" """
@@ -78,7 +91,9 @@ def files(authfile: str | None = None) -> list[str]:
         if not os.path.exists(only):
             raise ConfigError(
                 f"there is no credential file {only}",
-                hint="It was named by " + ("--authfile." if authfile else f"${ENVIRONMENT}."),
+                hint="--authfile names it."
+                if authfile
+                else f"${ENVIRONMENT} names it; `pyrun login` makes it.",
             )
         return [only]
     return [runtime_file(), config_file(), docker_file()]

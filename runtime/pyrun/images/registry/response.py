@@ -50,7 +50,7 @@ class Response:
         """
         with explained(self.origin):
             self._deadline.allow(self._patience)
-            body = self.raw.read(limit + 1)
+            body = self._some(limit + 1)
             short = self.raw.length  # what Content-Length promised and did not come
         if len(body) > limit:
             self.close()
@@ -59,6 +59,18 @@ class Response:
             self.close()
             raise RegistryError(f"{named(self.origin)} closed the connection in the middle of an answer")
         return body
+
+    def _some(self, count: int) -> bytes:
+        """At most ``count`` bytes of the body. Not by http.client's own ``read``: of a chunk that says it has -1 bytes
+        that takes all there is, without end."""
+        body = bytearray()
+        buffer = memoryview(bytearray(min(count, _SMALL)))
+        while len(body) < count:
+            got = self.raw.readinto(buffer[: count - len(body)])
+            if not got:
+                break
+            body += buffer[:got]
+        return bytes(body)
 
     def readinto(self, buffer: memoryview) -> int:
         """Up to ``len(buffer)`` bytes of the body; 0 at its end, or where the connection ended early.
