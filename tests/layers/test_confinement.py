@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import socket
@@ -234,6 +235,39 @@ def test_no_other_process_can_be_signalled(tmp_path: Path) -> None:
         ]
 
     assert inside(work, tmp_path / "d") == [1] + ["PermissionError 1"] * 3
+
+
+def test_the_kernel_signals_nobody_for_it(tmp_path: Path) -> None:
+    """F_SETOWN and F_SETSIG would have it send SIGKILL to whom the child names once bytes come through a pipe: where a
+    process with threads makes the child, it has no pid namespace of its own."""
+    done = threading.Event()
+    waiting = threading.Thread(target=done.wait)
+    waiting.start()
+    victim = subprocess.Popen(["sleep", "60"])
+
+    def feed() -> Iterator[bytes]:
+        for _ in range(10):
+            time.sleep(0.02)
+            yield b"x"
+
+    def work(stream: Any, root: int) -> Any:
+        data = 3
+        found = [
+            refusal(fcntl.fcntl, data, fcntl.F_SETSIG, signal.SIGKILL),
+            refusal(fcntl.fcntl, data, fcntl.F_SETOWN, victim.pid),
+            refusal(fcntl.fcntl, data, fcntl.F_SETFL, os.O_ASYNC),
+        ]
+        stream.drain()
+        return found
+
+    try:
+        assert confined.run(feed(), plain, work) == ["PermissionError 1"] * 3
+        assert victim.poll() is None
+    finally:
+        done.set()
+        waiting.join()
+        victim.kill()
+        victim.wait()
 
 
 def test_no_process_and_no_thread_can_be_made(tmp_path: Path) -> None:

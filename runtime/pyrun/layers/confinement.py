@@ -59,7 +59,7 @@ LIMITS = {
 # Made by the interpreter, libc, codecs, and the work itself. No call here makes a process, opens a socket, mounts, or
 # reaches another process. Some architectures have only the older, some only the newer ones.
 ALLOWED = """
-    read pread64 readv write pwrite64 writev lseek _llseek close dup fcntl fcntl64 poll ppoll ppoll_time64
+    read pread64 readv write pwrite64 writev lseek _llseek close dup poll ppoll ppoll_time64
     open openat openat2 fstat fstat64 stat stat64 lstat lstat64 newfstatat fstatat64 statx fstatfs fstatfs64
     getdents64 getcwd chdir fchdir umask ftruncate ftruncate64 truncate fallocate copy_file_range
     mkdir mkdirat mknod mknodat link linkat symlink symlinkat readlink readlinkat
@@ -89,6 +89,9 @@ DEADLY = """
 _EPERM = 1
 _ENOSYS = 38
 _PROT_EXEC = 4
+# All that copying descriptors takes (asm-generic/fcntl.h, linux/fcntl.h): F_DUPFD, F_GETFD, F_SETFD, F_GETFL,
+# F_DUPFD_CLOEXEC. F_SETOWN and F_SETSIG would have the kernel send any signal to any process of the same user.
+_FCNTL = (0, 1, 2, 3, 1030)
 
 
 @cache
@@ -98,12 +101,17 @@ def program(arch: str) -> bytes:
     data_only = [
         seccomp.Rule(seccomp.ALLOW, [seccomp.Arg(2, "&", 0, _PROT_EXEC)]),
     ]
+    # The kernel takes the command as 32 bits, whatever else is in the register.
+    copying_only = [
+        seccomp.Rule(seccomp.ALLOW, [seccomp.Arg(1, "&", command, 0xFFFFFFFF)]) for command in _FCNTL
+    ]
     return seccomp.compiled(
         arch,
         {
             **seccomp.allow(ALLOWED),
             **{name: (seccomp.Rule(seccomp.KILL_PROCESS),) for name in DEADLY},
             **dict.fromkeys(("mmap", "mmap2", "mprotect"), data_only),
+            **dict.fromkeys(("fcntl", "fcntl64"), copying_only),
             # There mmap takes a pointer to its arguments, which no filter can follow.
             **(seccomp.allow(["mmap"]) if arch == "s390x" else {}),
         },
