@@ -8,11 +8,14 @@ import json
 import os
 import re
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pyrun.errors import ImageError
+from pyrun.images.archives.archive import MAX_NAMES, TarArchive
 from support.archives import (
     Made,
     Members,
@@ -409,6 +412,40 @@ def test_nothing_outside_of_a_directory_is_read(shared: Store, kind: str) -> Non
     assert "can't be read" in done.stderr or "no plain file" in done.stderr
     assert "Traceback" not in done.stderr
     assert shared.images() == []
+
+
+def test_a_few_small_indexes_are_not_a_billion_ways_to_one_image(store: Store) -> None:
+    """Docker's manifest.json beside an index makes all of the index's images be looked at. Three indexes, each naming
+    the next three hundred times, are 27 million ways to one manifest."""
+    entry = descriptor(
+        IMAGE.manifest, OCI_MANIFEST, platform={"os": "linux", "architecture": IMAGE.architecture}
+    )
+    members = oci(
+        **{"manifest.json": json.dumps([{"Config": blob_name(IMAGE.config), "Layers": []}]).encode()}
+    )
+    for _ in range(3):
+        nested = index([entry] * 300)
+        members[blob_name(nested)] = nested
+        entry = descriptor(nested, OCI_INDEX, platform=platform)
+    members["index.json"] = index([entry])
+    began = time.monotonic()
+    done = store.pyrun("load", timeout=60, input=packed(members), text=False)
+    assert b"Loaded image" in done.stdout, done.stderr
+    assert time.monotonic() - began < 20
+
+
+def test_names_do_not_take_all_memory(tmp_path: Path) -> None:
+    """A hundred thousand names of 16 KiB each are a small file once they are compressed."""
+    path = tmp_path / "names.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        for number in range(MAX_NAMES // 15_000):
+            archive.addfile(tarfile.TarInfo("/".join(["a" * 250] * 63) + f"/{number:06}"))
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        with pytest.raises(ImageError, match="take more than 32 MiB"):
+            TarArchive(fd, 0, path.stat().st_size, "it")
+    finally:
+        os.close(fd)
 
 
 def test_the_sound_ones_that_the_cases_are_made_of_load(store: Store) -> None:

@@ -19,6 +19,7 @@ from ...layers.tar import TarReader
 from ..printable import printable
 
 MAX_MEMBERS = 100_000
+MAX_NAMES = 32 << 20  # bytes of all names and links together, which are kept in memory
 MAX_HOPS = 10  # links from one member to the next
 _CHUNK = 256 << 10
 _LIMITS = Limits(entries=MAX_MEMBERS, depth=64, header=64 << 10)
@@ -93,9 +94,13 @@ class TarArchive:
             ) from None
 
     def _index(self, reader: TarReader, offset: int) -> None:
+        names = 0
         for entry in reader:
             if entry.type == "dir":
                 continue
+            names += len(entry.name) + len(entry.linkname)
+            if names > MAX_NAMES:
+                raise LayerError(f"the names in it take more than {MAX_NAMES >> 20} MiB")
             try:
                 name = entry.name.decode()
             except UnicodeDecodeError:

@@ -295,7 +295,7 @@ def _agreeing(archive: Archive, docker: Member, images: Iterator[Found]) -> Iter
     entries = _entries(archive, docker)
     yield from images
     index = _index(required(archive, "index.json").read(MAX_DOCUMENT), f"index.json of {archive.what}")
-    known = set(_configs(archive, index.manifests, _MAX_DEPTH))
+    known = set(_configs(archive, index.manifests, _MAX_DEPTH, set()))
     for entry in entries or ():
         named = _NAMED_BY_DIGEST.fullmatch(entry.config)
         if not named or f"sha256:{named[1]}" not in known:
@@ -305,17 +305,23 @@ def _agreeing(archive: Archive, docker: Member, images: Iterator[Found]) -> Iter
             )
 
 
-def _configs(archive: Archive, entries: Sequence[Descriptor], depth: int) -> Iterator[str]:
-    """The digests of the configs of all images that the archive has, those for other platforms, too."""
+def _configs(
+    archive: Archive, entries: Sequence[Descriptor], depth: int, seen: set[tuple[str, int]]
+) -> Iterator[str]:
+    """The digests of the configs of all images that the archive has, those for other platforms, too. Each document is
+    looked at once a level: three indexes that name the next a thousand times are a billion ways to one image."""
     for entry in entries:
-        if not _is_image(entry) or archive.find(_blob_name(entry.digest)) is None:
+        if (entry.digest, depth) in seen or not _is_image(entry):
+            continue
+        seen.add((entry.digest, depth))
+        if archive.find(_blob_name(entry.digest)) is None:
             continue
         what = f"a manifest in {archive.what}"
         found = parse_manifest(_blob(archive, entry, what), entry.media_type, what)
         if isinstance(found, Manifest):
             yield found.config.digest
         elif depth:
-            yield from _configs(archive, found.manifests, depth - 1)
+            yield from _configs(archive, found.manifests, depth - 1, seen)
 
 
 def _check_platform(config: ImageConfig, platform: str | None, what: str) -> None:
