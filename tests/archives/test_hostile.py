@@ -77,9 +77,8 @@ def manifest(**fields: object) -> dict[str, object]:
 
 def nested(depth: int) -> Members:
     members = oci()
-    entry = descriptor(
-        IMAGE.manifest, OCI_MANIFEST, platform={"os": "linux", "architecture": IMAGE.architecture}
-    )
+    platform = {"os": "linux", "architecture": IMAGE.architecture}
+    entry = descriptor(IMAGE.manifest, OCI_MANIFEST, platform=platform)
     for _ in range(depth):
         data = index([entry])
         members[blob_name(data)] = data
@@ -417,9 +416,8 @@ def test_nothing_outside_of_a_directory_is_read(shared: Store, kind: str) -> Non
 def test_a_few_small_indexes_are_not_a_billion_ways_to_one_image(store: Store) -> None:
     """Docker's manifest.json beside an index makes all of the index's images be looked at. Three indexes, each naming
     the next three hundred times, are 27 million ways to one manifest."""
-    entry = descriptor(
-        IMAGE.manifest, OCI_MANIFEST, platform={"os": "linux", "architecture": IMAGE.architecture}
-    )
+    platform = {"os": "linux", "architecture": IMAGE.architecture}
+    entry = descriptor(IMAGE.manifest, OCI_MANIFEST, platform=platform)
     members = oci(
         **{"manifest.json": json.dumps([{"Config": blob_name(IMAGE.config), "Layers": []}]).encode()}
     )
