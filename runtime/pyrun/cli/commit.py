@@ -27,15 +27,7 @@ def commit(
     author: Annotated[
         str, typer.Option("-a", "--author", metavar="TEXT", help='Author, such as "Ann <ann@example.org>"')
     ] = "",
-    change: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-c",
-            "--change",
-            metavar="INSTRUCTION",
-            help="Apply a Dockerfile instruction to the image's settings",
-        ),
-    ] = None,
+    change: shared.Changes = None,
     message: Annotated[str, typer.Option("-m", "--message", metavar="TEXT", help="Commit message")] = "",
     pause: Annotated[
         bool,

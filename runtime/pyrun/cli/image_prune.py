@@ -8,17 +8,14 @@ import typer
 
 from . import options as shared
 from .output import warn, write
-from .pruned import agreed, write_pruned
+from .pruned import All, Force, agreed, told
 from .session import session
 
 
 def prune(
     context: typer.Context,
-    all: Annotated[
-        bool,
-        typer.Option("-a", "--all", help="Remove every image that no container uses, not just untagged ones"),
-    ] = False,
-    force: Annotated[bool, typer.Option("-f", "--force", help="Don't ask")] = False,
+    all: All = False,
+    force: Force = False,
     filter: Annotated[
         list[str] | None,
         typer.Option(
@@ -43,9 +40,4 @@ def prune(
         if not agreed():
             warn("pyrun: nothing was removed")
             return 1
-    done = session(context).engine().prune_images(all=all, filters=filter or [])
-    write_pruned(done)
-    if done.deferred:
-        warn(f"pyrun: images and layers were left alone: {done.deferred}")
-        return 1
-    return 0
+    return told(session(context).engine().prune_images(all=all, filters=filter or []))

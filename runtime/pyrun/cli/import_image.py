@@ -19,15 +19,7 @@ def import_image(
     target: Annotated[
         str | None, typer.Argument(metavar="[REPOSITORY[:TAG]]", autocompletion=shared.complete_image)
     ] = None,
-    change: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-c",
-            "--change",
-            metavar="INSTRUCTION",
-            help="Dockerfile instruction for the image's settings, as 'CMD [\"sh\"]' or 'ENV A=1'",
-        ),
-    ] = None,
+    change: shared.Changes = None,
     message: Annotated[
         str, typer.Option("-m", "--message", metavar="TEXT", help="Comment for the image's history")
     ] = "",

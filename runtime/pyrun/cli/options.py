@@ -116,6 +116,25 @@ PlatformName = Annotated[
         help="Platform to choose where an image has several (DOCKER_DEFAULT_PLATFORM)",
     ),
 ]
+ProgressKind = Annotated[
+    str,
+    typer.Option(
+        "--progress",
+        metavar="KIND",
+        help="'tty' (a bar a layer), 'plain' (a line a change), 'json' (an object a line), 'none', or 'auto':"
+        " tty on a terminal, else plain",
+        autocompletion=one_of("auto", "json", "none", "plain", "tty"),
+    ),
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-c",
+        "--change",
+        metavar="INSTRUCTION",
+        help="Dockerfile instruction for the image's settings, as 'CMD [\"sh\"]' or 'ENV A=1'",
+    ),
+]
 Storage = Annotated[
     str | None,
     typer.Option("--storage", metavar="DRIVER", help="Storage driver to use"),

@@ -18,16 +18,7 @@ def pull(
     ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only show the image's full name")] = False,
     platform: shared.PlatformName = None,
-    progress: Annotated[
-        str,
-        typer.Option(
-            "--progress",
-            metavar="KIND",
-            help="'tty' (a bar a layer), 'plain' (a line a change), 'json' (an object a line), 'none', or 'auto':"
-            " tty on a terminal, else plain",
-            autocompletion=shared.one_of("auto", "json", "none", "plain", "tty"),
-        ),
-    ] = "auto",
+    progress: shared.ProgressKind = "auto",
     creds: shared.Creds = None,
     authfile: shared.AuthFile = None,
     cert_dir: shared.CertDir = None,

@@ -51,16 +51,7 @@ def push(
             click_type=shared.complete_file,
         ),
     ] = None,
-    progress: Annotated[
-        str,
-        typer.Option(
-            "--progress",
-            metavar="KIND",
-            help="'tty' (a bar a layer), 'plain' (a line a change), 'json' (an object a line), 'none', or 'auto':"
-            " tty on a terminal, else plain",
-            autocompletion=shared.one_of("auto", "json", "none", "plain", "tty"),
-        ),
-    ] = "auto",
+    progress: shared.ProgressKind = "auto",
     disable_content_trust: Annotated[
         bool | None,
         typer.Option(

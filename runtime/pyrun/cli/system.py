@@ -11,7 +11,7 @@ from . import options as shared
 from .body.ps import status
 from .names import NONE, short_id
 from .output import rows, warn, write
-from .pruned import agreed, write_pruned
+from .pruned import All, Force, agreed, told
 from .session import session
 from .units import ago, human_size
 
@@ -224,11 +224,8 @@ def _table(
 
 def prune(
     context: typer.Context,
-    all: Annotated[
-        bool,
-        typer.Option("-a", "--all", help="Remove every image that no container uses, not just untagged ones"),
-    ] = False,
-    force: Annotated[bool, typer.Option("-f", "--force", help="Don't ask")] = False,
+    all: All = False,
+    force: Force = False,
     filter: Annotated[
         list[str] | None,
         typer.Option(
@@ -248,12 +245,7 @@ def prune(
     if not force and not _confirmed(all, filter or []):
         warn("pyrun: nothing was removed")
         return 1
-    done = session(context).engine().prune(all=all, filters=filter or [])
-    write_pruned(done)
-    if done.deferred:
-        warn(f"pyrun: images and layers were left alone: {done.deferred}")
-        return 1
-    return 0
+    return told(session(context).engine().prune(all=all, filters=filter or []))
 
 
 def _confirmed(all: bool, filters: list[str]) -> bool:
