@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
-import ssl
-import sys
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, cast
 
 from support.registry import OCI_MANIFEST, sha256
+from support.serving import Served, Server
 
 
 class Request(BaseHTTPRequestHandler):
@@ -52,17 +49,14 @@ class Request(BaseHTTPRequestHandler):
         pass
 
 
-class _Server(ThreadingHTTPServer):
+class _Server(Server):
     answer: Callable[[Request], None]
     base: Callable[[Request], None] | None  # the answer to /v2/; None: 200
     log: str
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass  # the client hanging up is what many tests are about
 
-
-class FaultServer:
-    """A context manager; ``host`` is its address, ``requests()`` what it was asked so far."""
+class FaultServer(Served):
+    """Answers requests by ``answer``, but those for /v2/ by ``base``; what was asked is written to ``log``."""
 
     def __init__(
         self,
@@ -74,34 +68,12 @@ class FaultServer:
         port: int = 0,
         base: Callable[[Request], None] | None = None,
     ) -> None:
-        self._server = _Server((address, port), Request)
+        super().__init__(_Server((address, port), Request), tls=tls)
         self._server.base = base
         self._server.answer = answer
         self._server.log = log
         self._log = log
-        if tls:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(*tls)
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self.port = self._server.server_address[1]
-        self.host = f"{address}:{self.port}"
-        self._pid = 0
-
-    def __enter__(self) -> FaultServer:
-        open(self._log, "w").close()
-        self._pid = os.fork()
-        if not self._pid:
-            try:
-                sys.stderr = open(os.devnull, "w")
-                self._server.serve_forever()
-            finally:
-                os._exit(1)
-        self._server.socket.close()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
+        open(log, "w").close()
 
     def requests(self) -> list[tuple[str, str, dict[str, str]]]:
         """(method, path, headers by lowercase name) of every request."""

@@ -79,7 +79,8 @@ def processes_of(uid: int) -> list[int]:
     for entry in os.listdir("/proc"):
         if entry.isdecimal():
             try:
-                if os.stat(f"/proc/{entry}").st_uid in (uid, *range(FIRST, FIRST + 65536)):
+                owner = os.stat(f"/proc/{entry}").st_uid
+                if owner == uid or FIRST <= owner < FIRST + 65536:
                     found.append(int(entry))
             except FileNotFoundError:
                 continue

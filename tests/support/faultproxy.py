@@ -14,20 +14,18 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import re
-import signal
 import socket
-import ssl
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, cast
+
+from .serving import Served, Server
 
 PIECE = 64 << 10  # bytes a write
 
@@ -334,7 +332,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-class _Server(ThreadingHTTPServer):
+class _Server(Server):
     upstream: str
     faults: Sequence[Fault]
     log: str
@@ -345,12 +343,9 @@ class _Server(ThreadingHTTPServer):
         with self.lock, open(self.log, "a") as log:
             log.write(json.dumps(seen) + "\n")
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass  # the client hanging up is what many tests are about
 
-
-class FaultProxy:
-    """A context manager; ``host`` is its address."""
+class FaultProxy(Served):
+    """In front of ``upstream``, "HOST:PORT"; what was asked is written to ``log``."""
 
     def __init__(
         self,
@@ -362,34 +357,12 @@ class FaultProxy:
         address: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
-        self._server = _Server((address, port), _Handler)
+        super().__init__(_Server((address, port), _Handler), tls=tls)
         self._server.upstream = upstream
         self._server.faults = faults
         self._server.log = self._log = str(log)
         self._server.lock = threading.Lock()
-        if tls:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(*tls)
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self.port = int(self._server.server_address[1])
-        self.host = f"{address}:{self.port}"
-        self._pid = 0
-
-    def __enter__(self) -> FaultProxy:
-        open(self._log, "w").close()
-        self._pid = os.fork()
-        if not self._pid:
-            try:
-                sys.stderr = open(os.devnull, "w")
-                self._server.serve_forever()
-            finally:
-                os._exit(1)
-        self._server.socket.close()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
+        open(log, "w").close()
 
     def requests(self, match: str = "") -> list[Seen]:
         """Every finished request but those for /v2/ itself, whose "METHOD path" holds ``match``."""

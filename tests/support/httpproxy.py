@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import select
-import signal
 import socket
-import sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
+
+from .serving import Served, Server, relay
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -61,55 +59,29 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _relay(self, upstream: socket.socket) -> None:
         self.close_connection = True
-        ends = {self.connection: upstream, upstream: self.connection}
-        while True:
-            for end in select.select(list(ends), [], [], 30)[0]:
-                data = end.recv(65536)
-                if not data:
-                    upstream.close()
-                    return
-                ends[end].sendall(data)
+        with upstream:
+            relay(self.connection, upstream)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
 
-class _Server(ThreadingHTTPServer):
+class _Server(Server):
     backend: str
     expected: str
     log: Path
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass
 
-
-class HttpProxy:
+class HttpProxy(Served):
     """A context manager. ``backend`` "": everything is refused; ``user`` "name:password": who may use it."""
 
     def __init__(self, directory: Path, backend: str, user: str = "") -> None:
         self.log = directory / "proxied"
         self.log.touch()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
+        super().__init__(_Server(("127.0.0.1", 0), _Handler))
         self._server.backend = backend
         self._server.expected = f"Basic {base64.b64encode(user.encode()).decode()}" if user else ""
         self._server.log = self.log
-        self.host = f"127.0.0.1:{self._server.server_address[1]}"
-        self._pid = 0
-
-    def __enter__(self) -> HttpProxy:
-        self._pid = os.fork()
-        if not self._pid:
-            try:
-                sys.stderr = open(os.devnull, "w")
-                self._server.serve_forever()
-            finally:
-                os._exit(1)
-        self._server.socket.close()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
 
     def requests(self) -> list[tuple[str, str, str, str | None]]:
         """(method, target, Proxy-Authorization, Authorization) of each."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import select
-import signal
 import socket
 import socketserver
-import sys
 from pathlib import Path
 from typing import cast
+
+from .serving import Served, relay
 
 
 class _Handler(socketserver.StreamRequestHandler):
@@ -42,14 +40,8 @@ class _Handler(socketserver.StreamRequestHandler):
             self.wfile.write(b"\x05\x05\x00\x01" + bytes(6))
             return
         self.wfile.write(b"\x05\x00\x00\x01" + bytes(6))
-        ends = {self.connection: upstream, upstream: self.connection}
         with upstream:
-            while True:
-                for end in select.select(list(ends), [], [], 30)[0]:
-                    data = end.recv(65536)
-                    if not data:
-                        return
-                    ends[end].sendall(data)
+            relay(self.connection, upstream)
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -62,33 +54,16 @@ class _Server(socketserver.ThreadingTCPServer):
         pass
 
 
-class SocksProxy:
+class SocksProxy(Served):
     """A context manager. ``user`` "name:password": who may use it."""
 
     def __init__(self, directory: Path, backend: str, user: str = "") -> None:
         self.log = directory / "socks"
         self.log.touch()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
+        super().__init__(_Server(("127.0.0.1", 0), _Handler))
         self._server.backend = backend
         self._server.user = user
         self._server.log = self.log
-        self.host = f"127.0.0.1:{self._server.server_address[1]}"
-        self._pid = 0
-
-    def __enter__(self) -> SocksProxy:
-        self._pid = os.fork()
-        if not self._pid:
-            try:
-                sys.stderr = open(os.devnull, "w")
-                self._server.serve_forever()
-            finally:
-                os._exit(1)
-        self._server.socket.close()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
 
     def requests(self) -> list[tuple[str, int]]:
         """(host, port) of each connection asked for."""

@@ -12,17 +12,15 @@ from __future__ import annotations
 import base64
 import json
 import os
-import signal
-import ssl
-import sys
 import time
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 from .certificates import Authority, openssl
+from .serving import Served, Server
 
 SERVICE, ISSUER = "test registry", "test token server"
 
@@ -99,16 +97,12 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-class _Server(ThreadingHTTPServer):
+class _Server(Server):
     owner: TokenServer
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass
 
-
-class TokenServer:
-    """A context manager; the server is a process of its own.
-
+class TokenServer(Served):
+    """
     lifetime         seconds that a token is said to be good for
     really           seconds after which the registry takes it no more (None: as said)
     name             of the answer's member with the token
@@ -141,16 +135,9 @@ class TokenServer:
         certificate, self._key = authority.issue("token-signer")
         der = openssl("x509", "-in", str(certificate), "-outform", "DER")
         self._chain = [base64.b64encode(der).decode()]
-        self._server = _Server(("127.0.0.1", 0), _Handler)
+        super().__init__(_Server(("127.0.0.1", 0), _Handler), tls=tls)
         self._server.owner = self
-        if tls:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(*map(str, tls))
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        port = self._server.server_address[1]
-        self.host = f"127.0.0.1:{port}"
         self.realm = f"{'https' if tls else 'http'}://{self.host}/token"
-        self._pid = 0
 
     @property
     def registry_auth(self) -> dict[str, Any]:
@@ -192,18 +179,3 @@ class TokenServer:
     def asked(self) -> list[Asked]:
         """Every request so far."""
         return [Asked(*json.loads(line)) for line in self.log.read_text().splitlines()]
-
-    def __enter__(self) -> TokenServer:
-        self._pid = os.fork()
-        if not self._pid:
-            try:
-                sys.stderr = open(os.devnull, "w")
-                self._server.serve_forever()
-            finally:
-                os._exit(1)
-        self._server.socket.close()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)

@@ -13,21 +13,19 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
-import os
 import re
-import signal
 import socket
-import ssl
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import SplitResult, urlsplit
+
+from .serving import Served, Server
 
 PIECE = 64 << 10
 
@@ -270,8 +268,7 @@ class Tokens:
         return exchange.reply(401, b'{"errors":[{"code":"UNAUTHORIZED"}]}', WWW_Authenticate=challenge)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
+class _Server(Server):
     registry: str
     rules: list[Rule]
     log: str
@@ -291,9 +288,6 @@ class _Server(ThreadingHTTPServer):
         with self.lock, open(self.log, "a") as log:
             log.write(json.dumps(entry) + "\n")
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass
-
 
 @dataclass
 class Seen:
@@ -305,40 +299,18 @@ class Seen:
     taken: int
 
 
-class UploadProxy:
-    """A context manager; ``host`` is its address. ``tls``: (certificate, key)."""
+class UploadProxy(Served):
+    """In front of ``registry``, "HOST:PORT"; what was asked is written to ``log``."""
 
     def __init__(self, registry: str, log: Path, *rules: Rule, tls: tuple[Path, Path] | None = None) -> None:
-        self._server = _Server(("127.0.0.1", 0), Exchange)
+        super().__init__(_Server(("127.0.0.1", 0), Exchange), tls=tls)
         self._server.registry = registry
         self._server.rules = list(rules)
         self._server.log = str(log)
         self._server.lock = threading.Lock()
         self._server.places = {}
-        if tls:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(*map(str, tls))
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self.host = f"127.0.0.1:{self._server.server_address[1]}"
         self._log = log
-        self._pid = 0
-
-    def __enter__(self) -> UploadProxy:
-        self._log.write_text("")
-        self._pid = os.fork()
-        if not self._pid:
-            try:
-                sys.stderr = open(os.devnull, "w")
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-                self._server.serve_forever()
-            finally:
-                os._exit(1)
-        self._server.socket.close()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
+        log.write_text("")
 
     def requests(self, match: str = "") -> list[Seen]:
         """The requests whose "METHOD path" holds ``match``, in the order in which they were done with."""
