@@ -128,6 +128,8 @@ def test_history_is_for_people_unless_told_otherwise():
     assert parsed("history", "--human=false", "redis")["human"] is False
     assert parsed("history", "redis", "--human=false", "-q")["human"] is False
     assert parsed("history", "-H", "redis")["human"] is True
+    assert parsed("history", "-H=false", "redis")["human"] is False
+    assert parsed("commit", "-p=false", "box", "-p=true")["pause"] is True
 
 
 @pytest.mark.parametrize("name", ["rm", "rmi", "inspect"])

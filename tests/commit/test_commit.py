@@ -266,7 +266,10 @@ def test_names_that_can_not_be(fresh: Pyrun) -> None:
         assert done.returncode == 1
         assert done.stdout == ""
     done = fresh("commit", "missing", "app")
-    assert (done.returncode, done.stderr) == (1, "pyrun: no such container: missing\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "pyrun: no such container: missing\n`pyrun ps -a` lists them.\n",
+    )
 
 
 def test_a_name_that_was_another_images_moves(fresh: Pyrun) -> None:

@@ -160,7 +160,7 @@ def test_nothing_is_kept_of_a_wrong_password_and_nothing_said_of_it(user: User, 
     done = user.login(basic.host, password="guess-4711\n")
     assert done.returncode == 1
     assert done.stdout == ""
-    assert f"can't log in to {basic.host}: {basic.host} refuses the credentials of alice" in done.stderr
+    assert f"can't log in to {basic.host}: {basic.host} refuses the credentials of alice: " in done.stderr
     assert "guess" not in done.stderr
     assert not user.auth_file.exists()
 
@@ -282,7 +282,14 @@ def test_creds_of_a_command_count_for_it_alone(user: User, basic: Registry) -> N
     wrong = user.pyrun("pull", "--creds", f"{USER}:guess-4711", image)
     assert wrong.returncode == 1
     assert "credentials of alice from --creds" in wrong.stderr
+    assert "Check user name and password." in wrong.stderr
     assert "guess" not in wrong.stderr
+
+
+def test_a_password_that_can_not_be_asked_for_is_told_how_to_give(user: User, basic: Registry) -> None:
+    done = user.pyrun("pull", "--creds", USER, f"{basic.host}/private/app:1")
+    assert done.returncode == 1
+    assert "--creds USERNAME:PASSWORD" in done.stderr
 
 
 @pytest.mark.parametrize("debug", [True, False])

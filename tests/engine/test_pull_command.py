@@ -211,8 +211,8 @@ def test_events_of_all_tags_end_with_one_for_each(fresh: Pyrun, many: list[Pushe
 @pytest.mark.parametrize("name", ["many:1", f"many@sha256:{'0' * 64}", "many:1@sha256:" + "0" * 64])
 def test_all_tags_of_one_tag_is_a_contradiction(fresh: Pyrun, name: str) -> None:
     done = fresh("pull", "-a", name)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "tag can't be used with --all-tags/-a" in done.stderr
+    assert (done.returncode, done.stdout) == (125, "")
+    assert f"tag can't be used with --all-tags/-a: '{name}' has one" in done.stderr
 
 
 def test_all_tags_of_nothing_is_an_error(fresh: Pyrun) -> None:

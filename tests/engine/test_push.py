@@ -253,6 +253,21 @@ def test_pyrun_pulls_it_into_another_store_with_the_same_id(
 # --- what else is pushed
 
 
+def test_an_id_alone_does_not_tell_where_to_push(pulled: Pyrun) -> None:
+    short = pulled.ok("images", "-q", "busybox").split()[0]
+    done = pulled("push", short)
+    assert done.returncode == 1
+    assert f"{short} is the ID of an image" in done.stderr
+    assert f"pyrun push {short} NAME[:TAG]" in done.stderr
+
+
+def test_a_platform_that_is_not_there_is_missed_in_the_local_image(pulled: Pyrun, name: str) -> None:
+    done = pulled("push", "--platform=linux/riscv64", "busybox", f"{name}:1")
+    assert done.returncode == 1
+    assert "busybox" in done.stderr.splitlines()[0]
+    assert name not in done.stderr
+
+
 def test_an_image_of_another_platform_is_pushed(
     pulled: Pyrun, registry: Registry, target: Registry, name: str
 ) -> None:

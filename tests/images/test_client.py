@@ -102,7 +102,7 @@ def test_a_missing_tag_is_said_with_the_registrys_reason(serve: Serve) -> None:
     missing = everything(error("MANIFEST_UNKNOWN", "manifest unknown"), 404)
     with pytest.raises(ManifestUnknown) as caught:
         client(serve(missing).host).head_manifest("1")
-    assert caught.value.message == "manifest for app:1 not found: manifest unknown: manifest unknown"
+    assert caught.value.message == "manifest for app:1 not found: manifest unknown"
 
 
 def test_control_bytes_in_the_registrys_words_are_escaped(serve: Serve) -> None:

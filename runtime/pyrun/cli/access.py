@@ -23,6 +23,6 @@ def access(creds: str | None, authfile: str | None, cert_dir: str | None, tls_ve
         if not colon:
             from .ask import ask_password
 
-            password = ask_password()
+            password = ask_password(instead="Write --creds USERNAME:PASSWORD, or log in: pyrun login.")
         given = Credentials(username, password, source="--creds")
     return Access(given, authfile, tls_verify, cert_dir, notice=lambda text: warn(f"pyrun: {text}"))

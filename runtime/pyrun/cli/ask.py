@@ -6,6 +6,8 @@ import sys
 
 from ..errors import PyrunError
 
+LOGIN = "Give them with --username and --password-stdin."
+
 
 def is_terminal() -> bool:
     """Whether there is somebody to ask."""
@@ -23,20 +25,17 @@ def ask(prompt: str) -> str:
     return line.rstrip("\r\n")
 
 
-def ask_password(prompt: str = "Password: ") -> str:
-    """A line that the terminal doesn't show."""
+def ask_password(prompt: str = "Password: ", instead: str = LOGIN) -> str:
+    """A line that the terminal doesn't show. ``instead``: how to give it where there is none."""
     import getpass
 
-    _need_terminal()
+    _need_terminal(instead)
     try:
         return getpass.getpass(prompt, stream=sys.stderr)
     except EOFError:
         raise PyrunError("no password came") from None
 
 
-def _need_terminal() -> None:
+def _need_terminal(instead: str = LOGIN) -> None:
     if not is_terminal():
-        raise PyrunError(
-            "there is no terminal to ask for user name and password",
-            hint="Give them with --username and --password-stdin.",
-        )
+        raise PyrunError("there is no terminal to ask for user name and password", hint=instead)

@@ -88,7 +88,7 @@ class Command(TyperCommand):
 
     def _flag_values(self, ctx: click.Context, args: list[str]) -> tuple[list[str], set[str]]:
         """``--flag=true`` as ``--flag``; ``--flag=false`` left out, and the names of those whose last word
-        was false. Docker's scripts write both; click knows neither."""
+        was false; the same of ``-f=true``. Docker's scripts write them; click knows none."""
         options = {
             o: p for p in self.params if isinstance(p, click.Option) for o in (*p.opts, *p.secondary_opts)
         }
@@ -103,7 +103,7 @@ class Command(TyperCommand):
                 continue
             name, equals, value = word.partition("=")
             option = options.get(name)
-            if word.startswith("--"):
+            if word.startswith("--") or (equals and len(name) == 2 and option is not None and option.is_flag):
                 if option is None or not option.is_flag:
                     kept.append(word)
                     if option is not None and not equals:

@@ -45,6 +45,7 @@ def rmi(
         except NotFound as error:
             if ignore:
                 return
+            error.hint = "`pyrun images -a` lists them."
             # As docker: with -f an image that isn't there is what was wanted.
             if not force:
                 raise

@@ -58,7 +58,7 @@ def search(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", metavar="NUMBER", help="At most so many results: 1 to 100, or 25")
+        int | None, typer.Option("--limit", metavar="NUMBER", help="At most so many results, 1 to 100 (25)")
     ] = None,
     list_tags: Annotated[
         bool, typer.Option("--list-tags", help="TERM is a repository: show its tags (see pyrun tags)")

@@ -77,10 +77,11 @@ def local_time(then: float | None) -> str:
 
 
 def rfc3339(then: float | None) -> str:
-    """``2026-01-02T03:04:05+00:00`` in the caller's time zone; "" where the time is unknown."""
+    """``2026-01-02T03:04:05+01:00`` in the caller's time zone, ``Z`` for no offset, as Go writes it; "" where the
+    time is unknown."""
     import time
 
     if then is None:
         return ""
     text = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(then))
-    return text[:-2] + ":" + text[-2:]
+    return text[:-5] + "Z" if text.endswith("+0000") else f"{text[:-2]}:{text[-2:]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ..errors import InvalidReference, NotFound, UsageError
+from ..errors import NotFound, UsageError
 from .catalogue import CatalogueMethods
 
 TYPE_CHECKING = False
@@ -55,7 +55,7 @@ class ImageMethods(CatalogueMethods):
         after each.
 
         A tag that stands for no image, or for none of the platform, is an error; those before it stay pulled.
-        Raises as `pull` does, and `InvalidReference` where the name has a tag or digest.
+        Raises as `pull` does, and `UsageError` where the name has a tag or digest.
         """
         from ..images.reference import Reference
         from ..images.registry.registries import Registries
@@ -65,8 +65,8 @@ class ImageMethods(CatalogueMethods):
             raise UsageError("--storage-opt size= limits a container; an image has the size it has")
         parsed = Reference.parse(repository)
         if parsed.digest or not parsed.implicit:
-            raise InvalidReference(
-                "tag can't be used with --all-tags/-a",
+            raise UsageError(
+                f"tag can't be used with --all-tags/-a: {repository!r} has one, or a digest",
                 hint=f"Write the name alone: {parsed.familiar_repository}",
             )
         registries = Registries.load()

@@ -185,6 +185,7 @@ class RegistryMethods(ContainerMethods):
     def _named(self, text: str, registries: Registries) -> Reference:
         """The local name that ``text`` is, or is an alias of. Raises `NotFound`."""
         from ..errors import NotFound
+        from ..images.digest import is_hex
         from ..images.reference import Reference
 
         plain = Reference.parse(text)
@@ -196,6 +197,15 @@ class RegistryMethods(ContainerMethods):
             except NotFound:
                 continue
         name = plain.familiar
+        try:
+            given = self._local(text)
+        except NotFound:
+            given = None
+        if given is not None and plain.implicit and is_hex(text):
+            raise NotFound(
+                f"{text} is the ID of an image, which does not tell where to push it",
+                hint=f"Say where: pyrun push {text} NAME[:TAG].",
+            )
         raise NotFound(
             f"no local image has the name {name}",
             hint=f"Name one: pyrun tag IMAGE {name}, or push it by another name: pyrun push IMAGE {name}",

@@ -299,9 +299,11 @@ class RegistryClient:
         if sent and sent.startswith("Bearer ") and not secret.registry_token:
             # The token server knows them; what they may do is another matter.
             return self._forbidden(secret, reason)
+        place = "" if self.name == host else f" for {self.name}"
+        given = secret.source == "--creds"  # nothing that a login would change
         return Unauthorized(
-            f"{host} refuses the {secret.described} for {self.name}{reason}",
-            hint=f"Log in again: {login_line(host)}",
+            f"{host} refuses the {secret.described}{place}{reason}",
+            hint="Check user name and password." if given else f"Log in again: {login_line(host)}",
         )
 
     def _forbidden(self, secret: Credentials, reason: str) -> Unauthorized:
@@ -333,8 +335,10 @@ class RegistryClient:
             return Unauthorized(f"{host} denies access to {self.name}{reason}", hint=private(host))
         if status == 404:
             where = "" if {"MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN"} & codes else f" at {host}"
+            tagged = what.startswith("manifest") and "@" not in what
             return ManifestUnknown(
-                f"{what} not found{where}" + (f": {said}" if said else ""), hint="Check name and tag."
+                f"{what} not found{where}" + (f": {said}" if said else ""),
+                hint="Check name and tag." if tagged else "Check the name.",
             )
         if status == 429:
             seconds = retry_after(response.header("Retry-After"))
@@ -371,12 +375,14 @@ def _duration(seconds: float) -> str:
 
 
 def _errors(body: bytes) -> tuple[set[str], str]:
-    """The codes of a registry's error body, and "code: message" of the first (distribution spec)."""
+    """The codes of a registry's error body, and "code: message" of the first (distribution spec), or the code alone
+    where the message only repeats it."""
     try:
         listed = json.loads(body)["errors"]
         codes = {entry["code"] for entry in listed if isinstance(entry["code"], str)}
         first = listed[0]
-        said = f"{str(first['code']).replace('_', ' ').lower()}: {first.get('message') or ''}".rstrip(": ")
+        code, message = str(first["code"]).replace("_", " ").lower(), str(first.get("message") or "")
+        said = code if message.lower() == code else f"{code}: {message}".rstrip(": ")
         return codes, printable(said, 500)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         return set(), ""

@@ -118,8 +118,7 @@ class _Push:
             with SharedLock(os.path.join(self.images.root, "locks", "store")):
                 found = [self.images.get(name) for name, _ in goods]
                 parcels = [
-                    pack(self.content, image, reference.familiar, platform, all_platforms)
-                    for image, (_, reference) in zip(found, goods, strict=True)
+                    pack(self.content, image, image.familiar, platform, all_platforms) for image in found
                 ]
                 held = {document.digest for parcel in parcels for document in parcel.documents}
                 held.update(digest for parcel in parcels for digest in parcel.blobs())
