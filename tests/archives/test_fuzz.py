@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pyrun.errors import PyrunError
 from pyrun.images.archives.archive import DirectoryArchive, TarArchive
-from pyrun.images.archives.archived import images_in
+from pyrun.images.archives.contents import images_in
 from support.archives import Made, descriptor, docker_archive, oci_layout, packed
 from support.registry import tar
 

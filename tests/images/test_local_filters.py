@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from pyrun.errors import NotFound, UsageError
 from pyrun.images.digest import sha256
 from pyrun.images.filters import PRUNING, Filters, glob, is_glob
-from pyrun.images.local import moment
-from pyrun.images.record import Image
+from pyrun.images.record import Image, moment
 from pyrun.images.reference import Reference
 
 

@@ -20,8 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..engine.origin import Version, Which
     from ..engine.stack import LayerInfo
+    from ..engine.which import Version, Which
 
 HEADERS = {
     "Layer": "LAYER",
@@ -133,7 +133,7 @@ def which(
     if not document(_document(found), format):
         _human(found, truncate=not no_trunc)
     if found.problem:
-        from ..engine.origin import missing
+        from ..engine.which import missing
 
         flush()
         raise missing(found)

@@ -66,7 +66,7 @@ class FileReport:
 
     does    "A" adds, "C" replaces, "D" deletes, "" lists a directory again as it was
     hidden  the number of the layer that replaces or deletes it, 0 while it shows
-    Others as in `pyrun.engine.origin.Version`.
+    Others as in `pyrun.engine.which.Version`.
     """
 
     path: str

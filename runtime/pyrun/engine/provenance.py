@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from .anatomy import LayersReport
-    from .origin import Which
+    from .which import Which
 
 
 class ProvenanceMethods(ContainerMethods):
@@ -18,7 +18,7 @@ class ProvenanceMethods(ContainerMethods):
 
     def which(self, name: str, path: str, *, follow: bool = True) -> Which:
         """The layer of the container or image ``name`` that supplied ``path``, with every version and deletion
-        below it: see `pyrun.engine.origin.Which`, whose ``problem`` tells of a path that leads to nothing.
+        below it: see `pyrun.engine.which.Which`, whose ``problem`` tells of a path that leads to nothing.
 
         A relative path starts at the root. Symbolic links are followed within the image, as a process there would
         be led; without ``follow`` all but the last. A container's writable layer counts as one more on top, of a
@@ -27,7 +27,7 @@ class ProvenanceMethods(ContainerMethods):
         Raises `NotFound` (no such image or container), `StorageError` where a layer can't be read, `DigestMismatch`
         or `LayerError` where its blob was tampered with.
         """
-        from .origin import which
+        from .which import which
 
         return which(self, name, path, follow=follow)
 
@@ -40,7 +40,7 @@ class ProvenanceMethods(ContainerMethods):
         Raises as `which` does, `NotFound` also for a path that leads to nothing and a layer without a version of it,
         `UsageError` for what is no file.
         """
-        from .origin import content
+        from .which import content
 
         return content(self, name, path, layer, follow=follow)
 

@@ -12,9 +12,9 @@ from ..storage import records
 from .content import ContentStore
 from .filters import labels_of
 from .layerstore import layer_keys
-from .local import ImageStore, moment
+from .local import ImageStore
 from .model import OCI_MANIFEST, ImageConfig, parse, timestamp
-from .record import HistoryEntry, Image
+from .record import HistoryEntry, Image, moment
 from .reference import Reference
 
 

@@ -18,8 +18,8 @@ import time
 from datetime import datetime
 
 from ..errors import UsageError
-from .local import moment, repository_of
-from .reference import Reference
+from .record import moment
+from .reference import Reference, repository_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import os
 
 from ..errors import ConfigError, Conflict, InvalidReference, NotFound, StorageError
 from .digest import is_digest, is_hex
-from .record import Image
-from .reference import Reference
+from .record import Image, moment
+from .reference import Reference, repository_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -389,20 +389,6 @@ def _preferred(images: Images) -> Image:
     return images[0]
 
 
-def moment(created: str) -> str:
-    """RFC 3339 as text that sorts by time; "" where there is none."""
-    if created[-1:] == "Z" and created[4:5] == created[7:8] == "-" and created[10:11] == "T":
-        return created[:-1]  # without the "Z", a fraction sorts after none
-    if not created:
-        return ""
-    from datetime import UTC, datetime
-
-    try:
-        return datetime.fromisoformat(created).astimezone(UTC).isoformat().removesuffix("+00:00")
-    except (ValueError, OverflowError):
-        return ""
-
-
 def _reference(name: str) -> Reference | None:
     try:
         return Reference.parse(name)
@@ -413,9 +399,3 @@ def _reference(name: str) -> Reference | None:
 def _is_nameless(reference: str) -> bool:
     """Whether it is that of a record without a name."""
     return reference[:1] == "@" and is_digest(reference[1:])
-
-
-def repository_of(reference: str) -> str:
-    """The repository of a canonical reference."""
-    name, at, _ = reference.partition("@")
-    return name if at else name.rpartition(":")[0]

@@ -4,9 +4,9 @@ name before."""
 from __future__ import annotations
 
 from ..errors import ConfigError, InvalidReference, StorageError
-from .local import file_name, repository_of
+from .local import file_name
 from .record import Image
-from .reference import Reference
+from .reference import Reference, repository_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -125,3 +125,17 @@ class HistoryEntry:
         self.created_by = created_by
         self.size = size
         self.comment = comment
+
+
+def moment(created: str) -> str:
+    """RFC 3339 as text that sorts by time; "" where there is none."""
+    if created[-1:] == "Z" and created[4:5] == created[7:8] == "-" and created[10:11] == "T":
+        return created[:-1]  # without the "Z", a fraction sorts after none
+    if not created:
+        return ""
+    from datetime import UTC, datetime
+
+    try:
+        return datetime.fromisoformat(created).astimezone(UTC).isoformat().removesuffix("+00:00")
+    except (ValueError, OverflowError):
+        return ""

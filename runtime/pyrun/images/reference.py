@@ -191,3 +191,9 @@ def _check_path(text: str, path: str) -> None:
         for run in component.translate(_ALNUM_TO_SPACE).split():
             if run not in (".", "_", "__") and run.strip("-"):
                 raise _invalid(text, f"{run!r} is not a separator; use one of . _ __ -")
+
+
+def repository_of(reference: str) -> str:
+    """The repository of a canonical reference."""
+    name, at, _ = reference.partition("@")
+    return name if at else name.rpartition(":")[0]

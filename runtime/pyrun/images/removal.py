@@ -10,9 +10,9 @@ import os
 from ..errors import ConfigError, Conflict, InvalidReference, NotFound
 from .digest import short
 from .index import publish
-from .local import file_name, repository_of
+from .local import file_name
 from .naming import unnamed
-from .reference import Reference
+from .reference import Reference, repository_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ...errors import InvalidReference, PlatformUnavailable
-from ..local import repository_of, satisfies
-from ..reference import Reference
+from ..local import satisfies
+from ..reference import Reference, repository_of
 from .save import Saving
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from ..digest import sha256, short
 from ..making.assemble import add_layer, make_image, name_image, work_on
 from ..record import ImageLayer, Progress
 from ..workers import Report
-from .archived import Found, Piece, images_in
+from .contents import Found, Piece, images_in
 
 if TYPE_CHECKING:
     from ..content import ContentStore
