@@ -103,7 +103,7 @@ def test_the_files_of_a_layer_are_listed_with_what_became_of_them(study: Pyrun) 
         (("study", "--layer", "0"), 1, "has no layer 0"),
         (("nothere",), 1, "no such image"),
         (("study", "--html", "x", "--files"), 125, "--html writes a page of its own"),
-        (("study", "--html", "/nope/x.html"), 1, "can't write /nope/x.html: No such file"),
+        (("study", "--html", "/nope/x.html"), 1, "/nope/x.html can't be written: No such file"),
     ],
 )
 def test_mistakes_are_told_in_words(study: Pyrun, args: tuple[str, ...], code: int, words: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import NotFound, PyrunError, UsageError
+from ..errors import NotFound, UsageError
 from . import options as shared
 from .escape import ellipsis, printable
 from .output import document, write
@@ -78,11 +78,11 @@ def _write_page(path: str, text: str) -> None:
     if path == "-":
         write(text)
         return
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise PyrunError(f"can't write {path}: {error.strerror}") from error
+    from ..images.archives.outlet import file_at, words
+    from ..kernel.files import write_all
+
+    with file_at(path) as fd, words(path):
+        write_all(fd, text.encode())
 
 
 def _tree(report: LayersReport, *, truncate: bool) -> None:

@@ -122,11 +122,10 @@ def push(
 
 def _write_digest(path: str, digest: str) -> None:
     """The digest alone, without a line's end, as podman writes it."""
+    from ..images.archives.outlet import file_at, words
+
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        with open(fd, "w") as file:
-            file.write(digest)
-    except OSError as error:
-        raise PyrunError(
-            f"the image was pushed as {digest}, and {path} can't be written: {error.strerror}"
-        ) from error
+        with file_at(path) as fd, words(path):
+            os.write(fd, digest.encode())
+    except PyrunError as error:
+        raise PyrunError(f"the image was pushed as {digest}, and {error.message}", hint=error.hint) from error
