@@ -22,9 +22,9 @@ PROBE = """
 import json, os, sys
 args = json.loads(sys.argv[1])
 sys.argv = ["pyrun", *args]
-from pyrun.cli.main import main
+from pyrun.cli.main import program
 try:
-    main()
+    program()
 except SystemExit:
     pass
 os.write(3, json.dumps(sorted(sys.modules)).encode())

@@ -167,6 +167,7 @@ def _swap(path: Path) -> None:
     ids=["missing", "added", "mode", "owner", "xattr", "emptied", "replaced", "content"],
 )
 @pytest.mark.parametrize("driver", ["overlay", "copied"])
+@pytest.mark.parametrize("seen", [False, True], ids=["first", "again"])
 def test_a_changed_layer_is_found_by_name_and_made_again(
     fresh: Pyrun,
     registry: Registry,
@@ -174,6 +175,7 @@ def test_a_changed_layer_is_found_by_name_and_made_again(
     damage: Callable[[Path], object],
     deep: bool,
     driver: str,
+    seen: bool,
 ) -> None:
     copied.install(tmp_path / "plugin", fresh)
     pushed = registry.push_image(
@@ -185,6 +187,8 @@ def test_a_changed_layer_is_found_by_name_and_made_again(
         for path in (fresh.root / "layers" / driver).glob("*/**/name")
         if path.is_file() and path.read_bytes() == b"content"
     ]
+    if deep or seen:
+        assert check(fresh, code=0) == []  # which lists what a pull leaves unlisted
     damage(victim)
     if deep:
         assert check(fresh, code=0) == []
@@ -277,6 +281,7 @@ def test_a_damaged_layer_that_a_container_runs_from_waits_until_it_is_stopped(fr
 
 def test_a_damaged_layer_is_not_thrown_away_while_its_blob_is_bad(fresh: Pyrun, tmp_path: Path) -> None:
     image = image_of(fresh)
+    assert check(fresh, code=0) == []  # its layers are listed from here on
     flip(blob_of(fresh, image.layers[0].digest))
     stranger = layer_of(fresh, image.layers[0].diff_id) / "fs/stranger"
     stranger.write_text("x")
@@ -455,6 +460,7 @@ def test_a_driver_that_cannot_work_is_told_and_the_rest_is_looked_at(fresh: Pyru
     copied.install(tmp_path / "plugin", fresh)
     fresh.ok("run", "--name", "mine", "--storage", "copied", "busybox", "true")
     fresh.ok("storage", "migrate", "-q", "copied")
+    assert check(fresh, code=0) == []  # its layers are listed from here on
     fresh.env["COPIED_REFUSES"] = "yes"
     key = image_of(fresh).layers[0].diff_id
     (layer_of(fresh, key, "copied") / "fs/stranger").write_text("x")

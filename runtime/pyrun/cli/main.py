@@ -24,12 +24,17 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE, as a program that doesn't catch it would end
 
 
 def main() -> None:
-    """The console script. Never returns."""
+    """The console script. Never returns: what Python would take down object by object goes with the process."""
+    os._exit(program())
+
+
+def program() -> int:
+    """One run of the program, on this process's arguments; its exit code. All output is written."""
     session = Session()
     try:
         _open_standard_fds()
     except OSError as error:
-        sys.exit(report(PyrunError(f"can't open {os.devnull}: {error.strerror}"), session))
+        return report(PyrunError(f"can't open {os.devnull}: {error.strerror}"), session)
     code = invoke(sys.argv[1:], session)
     try:
         flush()
@@ -39,7 +44,7 @@ def main() -> None:
     except PyrunError as error:
         _drop_output()
         code = report(error, session)
-    sys.exit(code)
+    return code
 
 
 def invoke(args: list[str], session: Session) -> int:

@@ -145,8 +145,9 @@ class ContainerMethods(ImageMethods):
             if found is None:
                 from ..images.blob import StoredBlob
 
-                inner = layer is not image.layers[-1]
-                found = store.layers.ingest(StoredBlob(self._images().content, layer), parent, inner=inner)
+                blob = StoredBlob(self._images().content, layer)
+                top = layer is image.layers[-1]
+                found = store.layers.ingest(blob, parent, listed=store.layers.chained and top)
             layers.append(found)
             parent = found
         layers = store.layers.mended(layers)

@@ -33,14 +33,14 @@ class LayerStore(Protocol):
         parent: Layer | None = None,
         /,
         *,
-        inner: bool = False,
+        listed: bool = True,
         waiting: Callable[[], None] | None = None,
     ) -> Layer:
-        """Make the layer, or wait for a process that is making it; ``blob`` may be left unread then. ``inner``:
-        it is not the image's topmost. ``waiting`` is called now and then while it waits."""
+        """Make the layer, or wait for a process that is making it; ``blob`` may be left unread then. ``listed``
+        False leaves the listing of its files to `complete`. ``waiting`` is called now and then while it waits."""
 
     def complete(self, key: str, /) -> None:
-        """Do for the topmost layer what is left out for an inner one."""
+        """List a layer that was made without."""
 
     def mark(self) -> None:
         """Let layers that are not on disk yet be made again after a power cut."""

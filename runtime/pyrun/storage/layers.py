@@ -13,6 +13,7 @@ import os
 import time
 
 from ..errors import Conflict, LayerError, PyrunError, StorageError, TooManyLayers
+from ..kernel.files import sync_directory
 from ..kernel.mount import syncfs
 from . import failpoints, records
 from .contract import Layer
@@ -137,14 +138,15 @@ class LayerStore:
         blob: Blob,
         parent: Layer | None = None,
         *,
-        inner: bool = False,
+        listed: bool = True,
         waiting: Callable[[], None] | None = None,
     ) -> Layer:
         """The layer of ``blob``, made if absent. A second caller waits for the first and shares its result;
         ``waiting`` is called now and then meanwhile.
 
-        ``inner``: others will be made on top of it. A chained driver's layer holds all those below, and listing
-        it takes as long as it is large, so only the topmost, which is what gets mounted, is listed (`complete`).
+        ``listed`` False leaves the listing to `complete`, which takes a while. A pull leaves it to the first
+        ``system check``, which has the blob to compare with; of a chained driver's layers, each of which holds all
+        those below, only the topmost is ever mounted, and needs one.
 
         Raises what the blob or the driver raises, `LayerError` where the driver did not read the blob to its
         verified end, or `StorageError` where it can't be put on record; nothing is kept then.
@@ -168,7 +170,7 @@ class LayerStore:
                     raise LayerError(
                         f"driver {self.driver.name} did not read layer {id} to its end; not kept"
                     )
-                self._record(stage.path, blob, made, listed=not (inner and self.chained))
+                self._record(stage.path, blob, made, listed=listed or not blob.verified)
                 failpoints.reach("ingest.recorded")
                 with open(f"{self._unsynced}/{name}", "w") as marker:
                     marker.write(boot_id())
@@ -192,7 +194,7 @@ class LayerStore:
         return Layer(id, path)
 
     def complete(self, id: str) -> None:
-        """List the layer, which gets mounted, if that was left out when it was made."""
+        """List the layer if that was left out when it was made."""
         path = self.path(id)
         with Lock(f"{self.root}/locks/layer-{self.driver.name}-{os.path.basename(path)}"):
             meta = records.read(f"{path}/meta.json")
@@ -227,7 +229,7 @@ class LayerStore:
         power went before `sync`.
         """
         if os.path.exists(self._unsynced):
-            records.sync_directory(self._unsynced)
+            sync_directory(self._unsynced)
 
     def unsynced(self) -> bool:
         """Whether a layer waits for `sync`."""
@@ -270,7 +272,7 @@ class LayerStore:
             except FileNotFoundError:
                 continue
         # Else a power cut brings the markers back, and what is whole is made again.
-        records.sync_directory(self._unsynced)
+        sync_directory(self._unsynced)
 
     def remove(self, id: str) -> None:
         """Remove a layer; a missing one is success. The caller knows that no image and no container uses it.

@@ -113,7 +113,9 @@ class LayerCheck:
         if why:
             return self._layer("layer-damaged", name, key, why, harm=True)
         try:
-            # What a chained driver has under other layers is not mounted, and was not listed.
+            # What a chained driver has under other layers is not mounted, and never listed.
+            if not recorded and not layers.chained:
+                return self._first(layers, key, path, remake=remake)
             if recorded and listing(path) != recorded:
                 how = ""
                 if remake:
@@ -137,6 +139,25 @@ class LayerCheck:
             return None
         except OSError as error:
             return self._layer("layer-damaged", name, key, f"it can't be read: {error.strerror}", harm=True)
+        return None
+
+    def _first(self, layers: LayerStore, key: str, path: str, *, remake: bool) -> Problem | None:
+        """A layer that was not listed when it was made: held against its blob, and listed where it is as it should
+        be. Raises OSError."""
+        name = layers.driver.name
+        try:
+            how = self._compared(layers, key, path, times=False) if remake else ""
+        except PyrunError as error:
+            what = f"it could not be made again to compare: {error.message}"
+            return Problem("layer-unchecked", f"{name}/{key}", what)
+        if how:
+            what = f"its files are not those it was made with: {how}"
+            return self._layer("layer-damaged", name, key, what, harm=True)
+        origin = self.known.get(key)
+        if remake and origin is not None and origin.layer.digest not in self.bad_blobs:
+            layers.complete(key)
+        elif not remake:
+            self.notes.append(f"the layer {key} of {name} was never compared: {self._unusable(name)}")
         return None
 
     def missing(self, images: list[Image]) -> list[Problem]:

@@ -204,4 +204,4 @@ def make(scene: Scene, driver: str, key: str, known: dict[str, Origin]) -> None:
         origin = known.get(wanted)
         if origin is not None and layers.find(wanted) is None:
             parent = layers.find(origin.parent) if origin.parent and layers.chained else None
-            layers.ingest(StoredBlob(scene.images.content, origin.layer), parent, inner=wanted != key)
+            layers.ingest(StoredBlob(scene.images.content, origin.layer), parent, listed=wanted == key)

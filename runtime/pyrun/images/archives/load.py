@@ -152,13 +152,13 @@ class _Loading:
             if self.layers.chained or self.layers.driver.verdict.caps.lazy or find(layer.diff_id) is not None:
                 blob.verify()
             else:
-                self.layers.ingest(blob)
+                self.layers.ingest(blob, listed=False)
                 if not blob.verified:  # another process made the layer, perhaps from another blob
                     blob = _ArchivedBlob(self.content, layer, piece, report)
                     blob.verify()
             layer.unpacked = blob.unpacked
         if not self.layers.chained and find(layer.diff_id) is None:
-            self.layers.ingest(StoredBlob(self.content, layer, report=report))
+            self.layers.ingest(StoredBlob(self.content, layer, report=report), listed=False)
         report(json.dumps({name: getattr(layer, name) for name in ImageLayer.__slots__}), 0, 0)
 
     def _described(self, piece: Piece, report: Report) -> tuple[ImageLayer, bool]:

@@ -288,7 +288,7 @@ def unpack(
             keys = layer_keys([layer.diff_id for layer in stack], chained=True)
             for layer, key in zip(stack, keys, strict=True):
                 if layers.find(key) is None:
-                    work = partial(_ingest, content, layers, layer, parent=parent, inner=key != keys[-1])
+                    work = partial(_ingest, content, layers, layer, parent=parent)
                     work_on([(layer, work)], content, layers, reported)
                 parent = layers.find(key)
             if keys:
@@ -314,9 +314,8 @@ def _ingest(
     report: Report,
     *,
     parent: object = None,
-    inner: bool = False,
 ) -> None:
-    layers.ingest(StoredBlob(content, layer, report=report), parent, inner=inner)  # type: ignore[arg-type]
+    layers.ingest(StoredBlob(content, layer, report=report), parent, listed=False)  # type: ignore[arg-type]
 
 
 def work_on(

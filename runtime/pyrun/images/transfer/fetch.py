@@ -61,10 +61,8 @@ class LayerFetch:
             told("Downloading", self._content.unfinished().get(self.digest, 0), self._layer.size)
 
         def use(blob: LayerBlob) -> None:
-            if self._layers.chained:
-                self._layers.ingest(blob, self.parent, inner=True, waiting=waiting)
-            else:
-                self._layers.ingest(blob, waiting=waiting)
+            parent = self.parent if self._layers.chained else None
+            self._layers.ingest(blob, parent, listed=False, waiting=waiting)
 
         if not self._through(use, told).verified and not self._lazy:
             self.store(report)  # another process made the layer, perhaps from another blob
