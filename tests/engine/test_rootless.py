@@ -7,45 +7,23 @@ import pwd
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.account import ACCOUNT, FIRST, WITH_NODES, as_account
-from support.pyrun import Pyrun, mounts_below, processes, terminal, wait_for
+from support.account import ACCOUNT, FIRST, command_of
+from support.pyrun import Pyrun, processes, terminal, wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make an account for the test")
 
 
 @pytest.fixture(scope="module")
 def user(account: str, installation: Path, mirror: Path) -> Iterator[Pyrun]:
-    entry = pwd.getpwnam(account)
-    home = Path(entry.pw_dir)
-    conf = home / "registries.conf"
-    conf.write_bytes(mirror.read_bytes())
-    os.chmod(conf, 0o644)
-    nodes = home / "nodes"
-    nodes.mkdir()
-    prefix = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", WITH_NODES, "sh", str(nodes)]
-    prefix += [*as_account(account), "env", "-C", str(home)]
-    with tempfile.TemporaryDirectory(prefix="pyrun-state-") as state:
-        os.chown(state, entry.pw_uid, entry.pw_gid)
-        env = {
-            "HOME": str(home),
-            "CONTAINERS_REGISTRIES_CONF": str(conf),
-            "USER": account,
-            "XDG_RUNTIME_DIR": state,
-        }
-        pyrun = Pyrun(home / "store", Path(state) / "pyrun", env=env, prefix=prefix)
-        pyrun.command = str(installation / "bin/pyrun")
+    with command_of(account, installation, mirror, nodes=True) as pyrun:
         pyrun.ok("pull", "-q", "busybox")
         pyrun.ok("pull", "-q", "redis")
         yield pyrun
-        assert pyrun.records() == []
-        assert mounts_below(pyrun.root) == []
-        assert processes(str(pyrun.root)) == []
 
 
 def test_the_accounts_commands_may_open_the_nodes_and_the_machines_own_are_untouched(user: Pyrun) -> None:
@@ -187,6 +165,24 @@ def test_where_apparmor_restricts_user_namespaces_the_profile_is_printed(
     assert "/etc/apparmor.d/pyrun" in text
     assert os.path.realpath(sys.executable) in text
     assert "userns," in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["images", "images --tree", "ps", "history x", "inspect x", "commit x", "rm x", "push x", "save x"],
+)
+def test_a_store_that_is_another_users_is_told_from_an_empty_one(
+    user: Pyrun, tmp_path: Path, words: str
+) -> None:
+    other = tmp_path / "roots"
+    for name in ("images", "containers", "names", "staging"):
+        (other / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+    other.chmod(0o700)
+    done = user("--root", str(other), *words.split())
+    assert done.returncode == 1
+    assert (
+        f"can't use {other} as the store: Permission denied\nChoose another with --root DIR.\n" in done.stderr
+    )
 
 
 def test_images_are_named_listed_checked_and_removed(user: Pyrun) -> None:

@@ -57,10 +57,15 @@ class Containers:
     # --- names and lookups
 
     def ids(self) -> list[str]:
+        """All of them, in no order. Raises `StorageError` where the store can't be read."""
         try:
             return os.listdir(self.directory)
         except FileNotFoundError:
             return []
+        except OSError as error:
+            from ..storage.store import cannot_use
+
+            raise cannot_use(self.root, error) from error
 
     def find(self, name: str) -> str:
         """The id of a container by id, name or unique id prefix, in that order. Raises `NotFound`."""
@@ -72,7 +77,11 @@ class Containers:
                     id = file.read()
                 if id and os.path.isdir(f"{self.directory}/{id}"):
                     return id
-            except (FileNotFoundError, OSError):
+            except PermissionError as error:
+                from ..storage.store import cannot_use
+
+                raise cannot_use(self.root, error) from error
+            except OSError:
                 pass
         if name and set(name) <= _HEXADECIMAL:
             matches = [id for id in self.ids() if id.startswith(name)]

@@ -272,11 +272,15 @@ class ImageStore:
     # --- records
 
     def names(self) -> Names:
-        """The file names of the records."""
+        """The file names of the records. Raises `StorageError`."""
         try:
             return [n for n in os.listdir(self.path) if n.endswith(_SUFFIX) and not n.startswith(".tmp-")]
         except FileNotFoundError:
             return []
+        except OSError as error:
+            from ..storage.store import cannot_use
+
+            raise cannot_use(self.root, error) from error
 
     def read(self, name: str, reference: str | None) -> Image | None:
         """The record in the file ``name``; None if there is none. ``reference``: what it must be called; None: what the
@@ -298,6 +302,10 @@ class ImageStore:
         except FileNotFoundError:
             return None
         except OSError as error:
+            if not os.access(self.path, os.X_OK):
+                from ..storage.store import cannot_use
+
+                raise cannot_use(self.root, error) from error
             raise StorageError(f"{path} can't be read: {error.strerror}") from error
         return data
 

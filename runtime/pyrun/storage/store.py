@@ -109,14 +109,15 @@ def make_directories(root: str) -> None:
             for name in _DIRECTORIES:
                 os.makedirs(f"{root}/{name}", mode=0o700, exist_ok=True)
     except OSError as error:
-        raise _cannot_use(root, error) from error
+        raise cannot_use(root, error) from error
     if os.statvfs(root).f_flag & os.ST_RDONLY:
-        raise _cannot_use(root, OSError(errno.EROFS, os.strerror(errno.EROFS)))
+        raise cannot_use(root, OSError(errno.EROFS, os.strerror(errno.EROFS)))
     if not os.access(f"{root}/staging", os.W_OK | os.X_OK):
-        raise _cannot_use(root, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+        raise cannot_use(root, OSError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
-def _cannot_use(root: str, error: OSError) -> StorageError:
+def cannot_use(root: str, error: OSError) -> StorageError:
+    """What it means that ``root`` can't be read or written: most likely it is another user's."""
     return StorageError(
         f"can't use {root} as the store: {error.strerror}", hint="Choose another with --root DIR."
     )
@@ -296,7 +297,7 @@ def _select(
         try:
             records.write(f"{env.root}/storage.json", record)
         except OSError as error:
-            raise _cannot_use(env.root, error) from error
+            raise cannot_use(env.root, error) from error
     return driver, verdict, given
 
 
