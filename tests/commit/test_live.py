@@ -113,6 +113,16 @@ def test_processes_that_fork_all_the_time_are_caught(pyrun: Pyrun) -> None:
         assert state(pid) != "T"
 
 
+def test_processes_that_let_each_other_go_on_are_caught(pyrun: Pyrun) -> None:
+    """One that was stopped is continued by one that was not yet."""
+    loop = "while :; do kill -CONT 2 3 4 5 6 7; done"
+    with running(pyrun, f"for n in 1 2 3 4 5 6; do ({loop}) 2>/dev/null & done; echo up; read x") as pid:
+        for _ in range(8):
+            with frozen(pid):
+                assert {state(number) for number in descendants(pid)} == {"T"}
+        wait_for(lambda: "R" in {state(number) for number in descendants(pid)}, "they go on")
+
+
 def test_a_job_of_a_shell_is_not_seen_to_stop(pyrun: Pyrun, tmp_path: Path) -> None:
     """A shell with jobs is told of each child that stops (waitpid, WUNTRACED)."""
     out = tmp_path / "out"

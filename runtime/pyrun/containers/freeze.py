@@ -32,6 +32,8 @@ _LEVELS = 32  # how deep pid namespaces nest (MAX_PID_NS_LEVEL)
 _STOPPED = b"Tt"
 _ENDED = b"ZXx"
 
+_Member = tuple[int, int]  # start time and pid of a process
+
 
 class Frozen:
     """While entered, no process of the container whose first one is ``pid`` runs. ``pidfd`` is that process, too.
@@ -89,7 +91,7 @@ def _serve(sock: socket.socket, pid: int, pidfd: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a descriptor a process
-    stopped: list[int] = []  # pidfds
+    stopped: dict[_Member, int] = {}  # pidfds, in the order in which they were stopped
     try:
         try:
             why = _stop(pid, pidfd, stopped)
@@ -99,11 +101,11 @@ def _serve(sock: socket.socket, pid: int, pidfd: int) -> None:
         except OSError as error:
             sock.send((error.strerror or str(error)).encode())
     finally:
-        for fd in reversed(stopped):
+        for fd in reversed(stopped.values()):
             _send(fd, signal.SIGCONT)
 
 
-def _stop(pid: int, first: int, stopped: list[int]) -> str:
+def _stop(pid: int, first: int, stopped: dict[_Member, int]) -> str:
     """Stop every process of the namespace of ``pid``; their pidfds in ``stopped``. Why that failed, or ""."""
     try:
         with open(f"/proc/{pid}/ns/pid", "rb") as file:
@@ -114,15 +116,19 @@ def _stop(pid: int, first: int, stopped: list[int]) -> str:
         return ""  # what was found may be another process's
     namespace = (found.st_dev, found.st_ino)
     give_up = time.monotonic() + _SECONDS
-    known: set[tuple[int, int]] = set()
+    known: set[_Member] = set()
     while True:
+        # All at once: those that are stopped later let those before go on, if they like (SIGCONT).
+        for fd in stopped.values():
+            _send(fd, signal.SIGSTOP)
         more = sorted(_members(namespace, known))
-        running = False
-        for start, number in more:
-            known.add((start, number))
-            running = _stop_one(number, namespace, stopped) or running
+        known.update(more)
+        running = [_stop_one(member, namespace, stopped) for member in more]
+        awake = [member for member in known if not _stands(member)]
+        for member in awake:
+            _stop_one(member, namespace, stopped)
         # Twice: what was made while the others were looked for is found by looking again.
-        if not running and all(map(_stands, _pids(known))):
+        if not any(running) and not awake:
             if _ended(first) or not _members(namespace, known):
                 return ""
         elif time.monotonic() > give_up:
@@ -131,8 +137,8 @@ def _stop(pid: int, first: int, stopped: list[int]) -> str:
             time.sleep(0.001)
 
 
-def _members(namespace: tuple[int, int], known: set[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(start time, pid) of the processes in the namespace that are not known yet."""
+def _members(namespace: tuple[int, int], known: set[_Member]) -> list[_Member]:
+    """The processes in the namespace that are not known yet."""
     found = []
     for name in os.listdir("/proc"):
         if name.isdecimal():
@@ -145,12 +151,11 @@ def _members(namespace: tuple[int, int], known: set[tuple[int, int]]) -> list[tu
     return found
 
 
-def _pids(known: set[tuple[int, int]]) -> list[int]:
-    return [number for start, number in known if (_stat(f"/proc/{number}/stat") or (b"", 0))[1] == start]
-
-
-def _stop_one(number: int, namespace: tuple[int, int], stopped: list[int]) -> bool:
-    """Send SIGSTOP to a process that is not stopped; whether it was."""
+def _stop_one(member: _Member, namespace: tuple[int, int], stopped: dict[_Member, int]) -> bool:
+    """Send SIGSTOP to a process that is not stopped; whether it was, for the first time."""
+    if member in stopped:
+        return False
+    number = member[1]
     try:
         fd = os.pidfd_open(number)
     except OSError:
@@ -160,13 +165,16 @@ def _stop_one(number: int, namespace: tuple[int, int], stopped: list[int]) -> bo
     if stat is None or stat[0] in _STOPPED + _ENDED or not _is_in(number, namespace) or _ended(fd):
         os.close(fd)
         return False
-    stopped.append(fd)
+    stopped[member] = fd
     _send(fd, signal.SIGSTOP)
     return True
 
 
-def _stands(number: int) -> bool:
-    """Whether no thread of the process runs."""
+def _stands(member: _Member) -> bool:
+    """Whether no thread of the process runs, or there is no such process any more."""
+    start, number = member
+    if (_stat(f"/proc/{number}/stat") or (b"", 0))[1] != start:
+        return True
     try:
         threads = os.listdir(f"/proc/{number}/task")
     except OSError:
