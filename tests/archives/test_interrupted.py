@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import random
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.account import as_account
+from support.account import command_of
 from support.archives import Made, docker_archive, oci_layout, packed
-from support.pyrun import Pyrun, mounts_below, processes, terminal
+from support.pyrun import Pyrun, processes, terminal
 from support.registry import tar
 
 from .conftest import Store
@@ -180,20 +178,10 @@ def test_an_image_that_is_saved_is_not_collected_meanwhile(store: Store) -> None
 
 @pytest.fixture(scope="module")
 def user(account: str, installation: Path) -> Iterator[Store]:
-    entry = pwd.getpwnam(account)
-    home = Path(entry.pw_dir) / "archives"
-    home.mkdir()
-    os.chown(home, entry.pw_uid, entry.pw_gid)
-    with tempfile.TemporaryDirectory(prefix="pyrun-state-") as state:
-        os.chown(state, entry.pw_uid, entry.pw_gid)
-        store = Store(home)
-        env = {**os.environ, "HOME": str(home), "USER": account, "XDG_RUNTIME_DIR": state}
-        store.pyrun = Pyrun(home / "store", Path(state) / "pyrun", env=env, prefix=as_account(account))
-        store.pyrun.prefix += ["env", "-C", str(home)]
-        store.pyrun.command = str(installation / "bin/pyrun")
+    with command_of(account, installation) as pyrun:
+        store = Store(pyrun.root.parent)
+        store.pyrun = pyrun
         yield store
-        assert mounts_below(store.pyrun.root) == []
-        assert processes(str(store.pyrun.root)) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make an account for the test")

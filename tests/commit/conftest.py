@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pwd
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 
 from pyrun.testing import disks
-from support.account import WITH_NODES, as_account
+from support.account import command_of
 from support.pyrun import Pyrun, mounts_below, processes
 
 HERE = Path(__file__).parent
@@ -158,7 +157,10 @@ DRIVERS = ("overlay", "erofs", "vfs", "fuse-overlayfs", "btrfs")
 def site(request: pytest.FixtureRequest, mirror: Path, script: Path, base: Path) -> Iterator[Site]:
     """Stores of each driver as root; overlay with the host's ids; and as an ordinary user."""
     if request.param == "user":
-        yield from _users_site(request, mirror, script)
+        who = request.getfixturevalue("account"), request.getfixturevalue("installation")
+        with command_of(*who, mirror, nodes=True) as pyrun:
+            pyrun.ok("pull", "-q", "busybox")
+            yield Site(pyrun, script)
         return
     driver = "overlay" if request.param == "host" else request.param
     with (
@@ -166,41 +168,3 @@ def site(request: pytest.FixtureRequest, mirror: Path, script: Path, base: Path)
         store_of(driver, mirror, directory) as p,
     ):
         yield Site(p, script, *(["--userns=host"] if request.param == "host" else []))
-
-
-def _users_site(request: pytest.FixtureRequest, mirror: Path, script: Path) -> Iterator[Site]:
-    account: str = request.getfixturevalue("account")
-    installation: Path = request.getfixturevalue("installation")
-    entry = pwd.getpwnam(account)
-    home = Path(tempfile.mkdtemp(prefix="pyrun-user-", dir="/var/tmp"))
-    try:
-        conf = home / "registries.conf"
-        conf.write_bytes(mirror.read_bytes())
-        (home / "nodes").mkdir()
-        (home / "run").mkdir()
-        for path in (home, conf, home / "nodes", home / "run"):
-            os.chown(path, entry.pw_uid, entry.pw_gid)
-        prefix = [
-            "unshare",
-            "--mount",
-            "--propagation",
-            "slave",
-            "sh",
-            "-c",
-            WITH_NODES,
-            "sh",
-            str(home / "nodes"),
-        ]
-        prefix += [*as_account(account), "env", "-C", str(home)]
-        env = {
-            "HOME": str(home),
-            "CONTAINERS_REGISTRIES_CONF": str(conf),
-            "XDG_RUNTIME_DIR": str(home / "run"),
-        }
-        pyrun = Pyrun(home / "store", home / "run/pyrun", env={**env, "USER": account}, prefix=prefix)
-        pyrun.command = str(installation / "bin/pyrun")
-        pyrun.ok("pull", "-q", "busybox")
-        yield Site(pyrun, script)
-        assert processes(str(pyrun.root)) == []
-    finally:
-        subprocess.run(["rm", "-rf", str(home)], check=True)

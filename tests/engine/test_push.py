@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 
 from pyrun.engine import Engine
-from support.account import as_account
+from support.account import command_of
 from support.certificates import Authority
 from support.podman import Podman
 from support.pyrun import Pyrun, terminal
@@ -348,27 +347,12 @@ def test_no_storage_driver_is_needed(fresh: Pyrun, name: str) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make an account for the test")
 def test_an_ordinary_user_pushes(account: str, installation: Path, mirror: Path, name: str) -> None:
-    entry = pwd.getpwnam(account)
-    home = Path(entry.pw_dir)
-    (home / "push.conf").write_bytes(mirror.read_bytes())
-    (home / "push.conf").chmod(0o644)
-    with tempfile.TemporaryDirectory(prefix="pyrun-state-") as state:
-        os.chown(state, entry.pw_uid, entry.pw_gid)
-        env = {
-            "HOME": str(home),
-            "CONTAINERS_REGISTRIES_CONF": str(home / "push.conf"),
-            "USER": account,
-            "XDG_RUNTIME_DIR": state,
-        }
-        prefix = [*as_account(account), "env", "-C", str(home)]
-        user = Pyrun(home / "push-store", Path(state) / "pyrun", env=env, prefix=prefix)
-        user.command = str(installation / "bin/pyrun")
+    with command_of(account, installation, mirror) as user:
         user.ok("pull", "-q", "busybox")
         assert user.ok("push", "-q", "busybox", f"{name}:1") == f"{name}:1\n"
         user.ok("tag", "busybox", f"{name}:2")
         user.ok("push", "-q", f"{name}:2")
         assert f"{name}@sha256:" in user.ok("image", "inspect", f"{name}:2")
-        user.ok("rmi", "-f", "busybox", f"{name}:2")
 
 
 def test_the_api_returns_what_was_pushed(pulled: Pyrun, name: str) -> None:

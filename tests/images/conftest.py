@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,9 +17,10 @@ from pyrun.images.transfer.pull import pull
 from pyrun.storage.contract import Env
 from pyrun.storage.layers import LayerStore
 from pyrun.storage.store import open_store
-from support.registry import Registry, registry
+from support.faultproxy import Fault, FaultProxy
+from support.registry import Registry
 
-__all__ = ["registry"]
+Serve = Callable[..., FaultProxy]
 
 
 class Engine:
@@ -84,3 +87,24 @@ def repository(request: pytest.FixtureRequest) -> str:
     while "--" in name:
         name = name.replace("--", "-")
     return f"test/{name[:100]}".rstrip("-")
+
+
+@pytest.fixture
+def serve(tmp_path: Path, registry: Registry) -> Iterator[Serve]:
+    """Starts a proxy with faults in front of the registry."""
+    with ExitStack() as running:
+        count = 0
+
+        def start(*faults: Fault, upstream: str = registry.host, **options: Any) -> FaultProxy:
+            nonlocal count
+            count += 1
+            log = tmp_path / f"proxy-{count}"
+            return running.enter_context(FaultProxy(upstream, log, faults, **options))
+
+        yield start
+
+
+def through(engine: Engine, *hosts: str) -> None:
+    """docker.io is the last of ``hosts``, the others its mirrors."""
+    mirrors = "".join(f'[[registry.mirror]]\nlocation = "{host}"\ninsecure = true\n' for host in hosts[:-1])
+    engine.conf.write_text(f'[[registry]]\nprefix = "docker.io"\nlocation = "{hosts[-1]}"\n{mirrors}')

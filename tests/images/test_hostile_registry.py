@@ -7,9 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -57,32 +55,14 @@ from support.registry import (
     tar,
 )
 
-from .conftest import Engine
+from .conftest import Engine, Serve, through
 from .test_client import certificate
-from .test_resume import through
 
 __all__ = ["certificate"]
 
-Serve = Callable[..., FaultProxy]
 Edit = Callable[[Pushed], bytes | dict[str, Any]]
 ZERO = "sha256:" + "0" * 64
 NOTHING = b"{}"
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYRUN_RETRY_DELAY", "0.01")
-
-
-@pytest.fixture
-def serve(tmp_path: Path, registry: Registry) -> Iterator[Serve]:
-    with ExitStack() as running:
-
-        def start(*faults: Fault, tls: tuple[str, str] | None = None) -> FaultProxy:
-            log = tmp_path / f"proxy-{len(os.listdir(tmp_path))}"
-            return running.enter_context(FaultProxy(registry.host, log, faults, tls=tls))
-
-        yield start
 
 
 @pytest.fixture

@@ -65,11 +65,6 @@ LARGE = os.urandom(6 << 20)
 LAYERS = [tar({"large": LARGE}), tar({"b": b"two"}), tar({".wh.b": b"", "c": b"three"})]
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYRUN_RETRY_DELAY", "0.02")
-
-
 class Pusher:
     """A pulled image of three layers (gzip, zstd, plain), and the push of it."""
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ from pyrun.images.registry.response import Deadline
 from pyrun.images.transfer import sources
 from support.faultproxy import (
     Fault,
-    FaultProxy,
     both,
     close_after,
     drip,
@@ -40,38 +38,11 @@ from support.faultproxy import (
 from support.pyrun import wait_for
 from support.registry import Pushed, Registry, tar
 
-from .conftest import Engine
+from .conftest import Engine, Serve, through
 from .test_pull_interrupted import start
 
 SIZE = 8_000_000  # bytes of the layer that breaks
 BLOB = "GET .*/blobs/"
-
-Serve = Callable[..., FaultProxy]
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYRUN_RETRY_DELAY", "0.05")
-
-
-@pytest.fixture
-def serve(tmp_path: Path, registry: Registry) -> Iterator[Serve]:
-    """Starts a proxy with faults in front of the registry."""
-    with ExitStack() as running:
-        count = 0
-
-        def start(*faults: Fault, upstream: str = registry.host) -> FaultProxy:
-            nonlocal count
-            count += 1
-            return running.enter_context(FaultProxy(upstream, tmp_path / f"proxy-{count}", faults))
-
-        yield start
-
-
-def through(engine: Engine, *hosts: str) -> None:
-    """docker.io is the last of ``hosts``, the others its mirrors."""
-    mirrors = "".join(f'[[registry.mirror]]\nlocation = "{host}"\ninsecure = true\n' for host in hosts[:-1])
-    engine.conf.write_text(f'[[registry]]\nprefix = "docker.io"\nlocation = "{hosts[-1]}"\n{mirrors}')
 
 
 @pytest.fixture

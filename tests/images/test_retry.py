@@ -18,11 +18,6 @@ from pyrun.images.registry.retry import retry_after, warnings
 from .faults import FaultServer, Request
 
 
-@pytest.fixture(autouse=True)
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYRUN_RETRY_DELAY", "0.01")  # in place of 2
-
-
 class Failing:
     """Answers ``status`` to the first ``times`` requests, and a manifest to the next. Requests are counted in a
     file: the server is another process."""

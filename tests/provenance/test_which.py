@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pwd
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import pytest
 from pyrun.engine import Engine
 from pyrun.errors import NotFound, PyrunError, UsageError
 from pyrun.testing.tars import Dir, File, Link, Whiteout, tar
-from support.account import as_account
+from support.account import command_of
 from support.pyrun import Pyrun, copy_store, terminal, wait_for
 from support.registry import Registry
 
@@ -501,19 +499,8 @@ PATHS_WITHOUT_BLOBS = [
 def test_an_ordinary_user_gets_the_same_answers(
     account: str, installation: Path, mirror: Path, registry: Registry, study: Pyrun, tmp_path: Path
 ) -> None:
-    entry = pwd.getpwnam(account)
-    home = Path(entry.pw_dir)
-    conf = home / "registries.conf"
-    conf.write_bytes(mirror.read_bytes())
-    conf.chmod(0o644)
-    state = tempfile.mkdtemp(prefix="pyrun-state-")
-    os.chown(state, entry.pw_uid, entry.pw_gid)
-    env = {**study.env, "HOME": str(home), "CONTAINERS_REGISTRIES_CONF": str(conf), "XDG_RUNTIME_DIR": state}
-    pyrun = Pyrun(
-        home / "which", Path(state) / "pyrun", env=env, prefix=[*as_account(account), "env", "-C", str(home)]
-    )
-    pyrun.command = str(installation / "bin/pyrun")
-    try:
+    with command_of(account, installation, mirror) as pyrun:
+        pyrun.env["TZ"] = "UTC"
         pyrun.ok("pull", "-q", "study")
         pyrun.ok("pull", "-q", "busybox")
         assert told(pyrun, "study", "/etc/passwd") == told(study, "study", "/etc/passwd")
@@ -523,8 +510,6 @@ def test_an_ordinary_user_gets_the_same_answers(
         assert pyrun.ok("which", "three", "/etc/mine", "--cat") == "mine\n"
         assert pyrun("which", "three", "/etc/passwd").returncode == 1
         pyrun.ok("rm", "three")
-    finally:
-        shutil.rmtree(state)
 
 
 def test_the_python_interface_tells_the_same(study: Pyrun) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import json
 import os
-import pwd
 import select
 import shutil
 import signal
@@ -31,7 +30,7 @@ from pyrun.testing.rig import Rig, environment
 from pyrun.testing.tars import Dir, File, Link, Opaque, Symlink, Whiteout, tar
 from pyrun_drivers import fuse_overlayfs, fuse_server
 from pyrun_drivers.fuse_overlayfs import FuseOverlayfsDriver
-from support.account import WITH_NODES, as_account
+from support.account import command_of
 from support.pyrun import Pyrun, wait_for
 
 pytestmark = [
@@ -119,27 +118,10 @@ def fuse(base: Path, mirror: Path) -> Iterator[Pyrun]:
 @pytest.fixture(scope="module")
 def user(account: str, installation: Path, mirror: Path) -> Iterator[Pyrun]:
     """The command of an ordinary user who may open /dev/fuse, with such a store."""
-    entry = pwd.getpwnam(account)
-    with (
-        tempfile.TemporaryDirectory(prefix="fuse-", dir=entry.pw_dir) as home,
-        tempfile.TemporaryDirectory(prefix="pyrun-state-") as state,
-    ):
-        for directory in (home, state):
-            os.chown(directory, entry.pw_uid, entry.pw_gid)
-        conf = Path(home) / "registries.conf"
-        conf.write_bytes(mirror.read_bytes())
-        os.chmod(conf, 0o644)
-        nodes = Path(home) / "nodes"
-        nodes.mkdir()
-        env = {"HOME": home, "CONTAINERS_REGISTRIES_CONF": str(conf), "XDG_RUNTIME_DIR": state}
-        prefix = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", WITH_NODES, "sh", str(nodes)]
-        prefix += [*as_account(account), "env", "-C", home]
-        pyrun = Pyrun(Path(home) / "store", Path(state) / "pyrun", env=env, prefix=prefix)
-        pyrun.command = str(installation / "bin/pyrun")
+    with command_of(account, installation, mirror, nodes=True) as pyrun:
         pyrun.ok("pull", "--storage", "fuse-overlayfs", "-q", "busybox")
         yield pyrun
         wait_for(lambda: not servers(str(pyrun.root)), "all servers end")
-        assert pyrun.records() == []
 
 
 # --- the probe

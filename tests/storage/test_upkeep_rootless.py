@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.account import as_account
-from support.pyrun import Pyrun, mounts_below, processes
+from support.account import command_of
+from support.pyrun import Pyrun
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make an account for the test")
 
@@ -26,30 +24,10 @@ rm -r /home && mkdir /home && echo only > /home/this
 
 @pytest.fixture
 def user(account: str, installation: Path, mirror: Path) -> Iterator[Pyrun]:
-    entry = pwd.getpwnam(account)
-    with (
-        tempfile.TemporaryDirectory(prefix="upkeep-", dir=entry.pw_dir) as home,
-        tempfile.TemporaryDirectory(prefix="pyrun-state-") as state,
-    ):
-        for directory in (home, state):
-            os.chown(directory, entry.pw_uid, entry.pw_gid)
-        conf = Path(home) / "registries.conf"
-        conf.write_bytes(mirror.read_bytes())
-        os.chmod(conf, 0o644)
-        env = {"HOME": home, "CONTAINERS_REGISTRIES_CONF": str(conf), "XDG_RUNTIME_DIR": state}
-        pyrun = Pyrun(
-            Path(home) / "store",
-            Path(state) / "pyrun",
-            env=env,
-            prefix=[*as_account(account), "env", "-C", home],
-        )
-        pyrun.command = str(installation / "bin/pyrun")
+    with command_of(account, installation, mirror) as pyrun:
         pyrun.ok("pull", "-q", "busybox")
         yield pyrun
         pyrun.ok("system", "prune", "-a", "-f")
-        assert pyrun.records() == []
-        assert mounts_below(pyrun.root) == []
-        assert processes(str(pyrun.root)) == []
 
 
 def test_a_users_store_moves_with_its_containers_and_stays_sound(user: Pyrun) -> None:

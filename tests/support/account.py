@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from .pyrun import wait_for
+from .pyrun import Pyrun, mounts_below, processes, wait_for
 
 # Of this run alone, so that two runs on one host don't meet.
 _NUMBER = os.getpid() % 1000
@@ -118,3 +118,35 @@ def as_account(name: str) -> list[str]:
         "--clear-groups",
         "--inh-caps=-all",
     ]
+
+
+@contextlib.contextmanager
+def command_of(
+    name: str, installation: Path, mirror: Path | None = None, *, nodes: bool = False
+) -> Iterator[Pyrun]:
+    """The command as the account's, its store and state in directories that go with it; with a home of its own.
+    ``mirror`` is a registries.conf; ``nodes``: the user may open /dev/fuse. Nothing of its containers may be left."""
+    entry = pwd.getpwnam(name)
+    with (
+        tempfile.TemporaryDirectory(prefix="home-", dir=entry.pw_dir) as home,
+        tempfile.TemporaryDirectory(prefix="pyrun-state-") as state,
+    ):
+        for directory in (home, state):
+            os.chown(directory, entry.pw_uid, entry.pw_gid)
+        env = {"HOME": home, "USER": name, "XDG_RUNTIME_DIR": state}
+        if mirror is not None:
+            conf = Path(home, "registries.conf")
+            conf.write_bytes(mirror.read_bytes())
+            conf.chmod(0o644)
+            env["CONTAINERS_REGISTRIES_CONF"] = str(conf)
+        prefix = [*as_account(name), "env", "-C", home]
+        if nodes:
+            os.mkdir(f"{home}/nodes")
+            private = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", WITH_NODES, "sh"]
+            prefix = [*private, f"{home}/nodes", *prefix]
+        pyrun = Pyrun(Path(home, "store"), Path(state, "pyrun"), env=env, prefix=prefix)
+        pyrun.command = str(installation / "bin/pyrun")
+        yield pyrun
+        assert pyrun.records() == []
+        assert mounts_below(pyrun.root) == []
+        assert processes(str(pyrun.root)) == []
