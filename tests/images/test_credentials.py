@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -323,6 +324,24 @@ def test_a_helper_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PYRUN_HELPER_TIMEOUT", "0.3")
     with pytest.raises(ConfigError, match="did not answer"):
         broken(tmp_path / "bin", "hanging", "exec sleep 30").get("r.test")
+
+
+@pytest.mark.usefixtures("helper")
+@pytest.mark.parametrize("where", ["", ">&2"])
+def test_a_helper_that_says_no_end_of_things_is_ended(tmp_path: Path, where: str) -> None:
+    program = broken(tmp_path / "bin", "endless", f"cat >/dev/null; exec cat /dev/zero {where}")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ConfigError, match="with more than 4 MiB"):
+        program.get("r.test")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+@pytest.mark.usefixtures("helper")
+def test_a_helper_is_sent_more_than_a_pipe_holds(tmp_path: Path) -> None:
+    secret = "s" * 1_000_000
+    broken(tmp_path / "bin", "keeper", f"cat >{tmp_path}/kept").store("r.test", "me", secret)
+    assert json.loads((tmp_path / "kept").read_text())["Secret"] == secret
+    broken(tmp_path / "bin", "deaf", "exit 0").store("r.test", "me", secret)
 
 
 def test_what_is_wrong_with_a_helper_is_said_only_where_it_is_needed(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import selectors
 import subprocess
+import time
 from typing import Any
 
 from ...errors import ConfigError
@@ -17,6 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 TIMEOUT = 60.0  # seconds: a keychain may have to ask its owner
 ENVIRONMENT = "PYRUN_HELPER_TIMEOUT"
 TOKEN = "<token>"  # the user name that says that the secret is an identity token
+MAX_ANSWER = 4 << 20  # bytes: a list may be long
 _ABSENT = "credentials not found in native keychain"
 
 
@@ -62,9 +65,7 @@ class Helper:
     def _run(self, verb: str, text: str, server: str) -> bytes | None:
         """The answer; None where the helper says that it has no such credentials."""
         try:
-            done = subprocess.run(
-                [self.program, verb], input=text.encode(), capture_output=True, timeout=_timeout()
-            )
+            done = _run([self.program, verb], text.encode(), _timeout())
         except FileNotFoundError:
             raise ConfigError(
                 f"there is no program {self.program}, which {self.configured} names as credential helper",
@@ -80,6 +81,11 @@ class Helper:
                 f"the credential helper {self.program} did not answer in {_timeout():.0f} s",
                 hint="Does its keychain wait to be unlocked?",
             ) from None
+        if len(done.stdout) > MAX_ANSWER or len(done.stderr) > MAX_ANSWER:
+            raise ConfigError(
+                f"the credential helper {self.program} answered {verb!r} with more than {MAX_ANSWER >> 20} MiB",
+                hint=f"{self.configured} names it.",
+            )
         if done.returncode == 0:
             return done.stdout
         said = (done.stdout.strip() or done.stderr.strip()).decode("utf-8", "replace")
@@ -107,6 +113,58 @@ class Helper:
             f"the credential helper {self.program} answered {verb!r} with something else than credentials",
             hint=f"{self.configured} names it.",
         )
+
+
+def _run(words: list[str], data: bytes, timeout: float) -> subprocess.CompletedProcess[bytes]:
+    """As `subprocess.run`, but a program that says more than `MAX_ANSWER` is ended there, a byte behind it."""
+    end = time.monotonic() + timeout
+    pipe = subprocess.PIPE
+    with (
+        subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0) as process,
+        selectors.DefaultSelector() as selector,
+    ):
+        assert process.stdin is not None
+        said = {process.stdout: bytearray(), process.stderr: bytearray()}
+        try:
+            os.set_blocking(process.stdin.fileno(), False)
+            selector.register(process.stdin, selectors.EVENT_WRITE)
+            for stream in said:
+                assert stream is not None
+                selector.register(stream, selectors.EVENT_READ)
+            over = False
+            while selector.get_map() and not over:
+                for key, _ in selector.select(_left(words, end, timeout)):
+                    if key.fileobj is process.stdin:
+                        try:
+                            data = data[os.write(key.fd, data) :]
+                        except BrokenPipeError:
+                            data = b""
+                        if not data:
+                            selector.unregister(process.stdin)
+                            process.stdin.close()
+                        continue
+                    output = said[key.fileobj]  # type: ignore[index]
+                    piece = os.read(key.fd, min(65536, MAX_ANSWER + 1 - len(output)))
+                    output += piece
+                    if not piece:
+                        selector.unregister(key.fileobj)
+                    elif len(output) > MAX_ANSWER:
+                        process.kill()
+                        over = True
+            process.wait(_left(words, end, timeout))
+        except BaseException:
+            process.kill()
+            raise
+    out, error = said.values()
+    return subprocess.CompletedProcess(words, process.returncode, bytes(out), bytes(error))
+
+
+def _left(words: list[str], end: float, timeout: float) -> float:
+    """Seconds until ``end``. Raises TimeoutExpired where there are none."""
+    left = end - time.monotonic()
+    if left <= 0:
+        raise subprocess.TimeoutExpired(words, timeout)
+    return left
 
 
 def _timeout() -> float:
