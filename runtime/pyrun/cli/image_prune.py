@@ -22,7 +22,7 @@ def prune(
             "--filter",
             metavar="FILTER",
             help="Only images made before (until=24h), with a label (label=KEY[=VALUE]) or without it"
-            " (label!=KEY[=VALUE])",
+            " (label!=KEY[=VALUE]); dangling=false is --all",
             autocompletion=shared.one_of("until=", "label=", "label!=", "dangling="),
         ),
     ] = None,

@@ -14,6 +14,13 @@ from ..printable import printable
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Origin = tuple[str, str, int]  # scheme, host, port
 
+# Where clouds keep what their machines know of themselves, keys among it, beside 169.254.169.254: EC2 and Google's by
+# IPv6, Alibaba's, Azure's, Oracle's.
+_METADATA = frozenset(
+    ipaddress.ip_address(text)
+    for text in ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192")
+)
+
 PLAIN_HINT = "Plain HTTP is spoken to loopback, and to hosts that registries.conf marks insecure = true."
 
 
@@ -54,8 +61,8 @@ def parsed(url: str) -> tuple[Origin, str]:
 
 
 def is_inward(address: Address) -> bool:
-    """Whether an address is of this machine or of its link, where clouds keep their metadata."""
-    return address.is_loopback or address.is_link_local or address.is_unspecified
+    """Whether an address is of this machine or of its link, or where its cloud keeps its metadata."""
+    return address.is_loopback or address.is_link_local or address.is_unspecified or address in _METADATA
 
 
 class explained:  # noqa: N801  (reads as a word in a with statement)
@@ -77,8 +84,8 @@ class explained:  # noqa: N801  (reads as a word in a with statement)
         elif isinstance(error, ssl.SSLCertVerificationError):
             why = f"its certificate can't be verified: {error.verify_message}"
             hint = (
-                f"Put its CA's certificate into /etc/containers/certs.d/{host}/ca.crt,"
-                " or mark it insecure = true in registries.conf."
+                f"Put its CA's certificate into /etc/containers/certs.d/{host}/ca.crt, or for yourself into"
+                f" ~/.config/containers/certs.d/{host}/ca.crt; or mark it insecure = true in registries.conf."
             )
         elif isinstance(error, ssl.SSLError) and "ALERT" in str(error.reason) and "CERT" in str(error.reason):
             why = f"it wants another client certificate ({error.reason.lower().replace('_', ' ')})"
