@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from support.archives import Made, Special, descriptor, docker_archive, index, oci_layout, packed
+from support.podman import Podman
 from support.pyrun import Pyrun, copy_store, terminal
 from support.registry import (
     HOST_ARCHITECTURE,
@@ -34,8 +35,6 @@ from support.registry import (
 from .conftest import Store
 
 needs_skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="needs skopeo")
-needs_podman = pytest.mark.skipif(shutil.which("podman") is None, reason="needs podman")
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for podman's store")
 ONE = tar({"etc/motd": b"one"})
 TWO = tar({"etc/motd": b"two", "bin/tool": b"x" * 5000})
 
@@ -46,12 +45,8 @@ def skopeo(*args: str) -> bytes:
     return done.stdout
 
 
-def inspected(pyrun: Pyrun, name: str) -> dict[str, Any]:
-    return dict(json.loads(pyrun.ok("image", "inspect", name))[0])
-
-
 def facts(pyrun: Pyrun, name: str) -> tuple[str, list[str]]:
-    found = inspected(pyrun, name)
+    found = pyrun.image(name)
     return found["Id"], found["RootFS"]["Layers"]
 
 
@@ -110,31 +105,14 @@ def test_skopeo_reads_the_other_formats(source: Pyrun, tmp_path: Path, form: str
     assert ("docker" in kind) == (form == "docker-dir")
 
 
-class Podman:
-    """podman with a store of its own."""
-
-    def __init__(self, directory: Path) -> None:
-        self.options = [f"--root={directory}/podman", f"--runroot={directory}/run", "--storage-driver=vfs"]
-
-    def __call__(self, *args: str) -> bytes:
-        done = subprocess.run(["podman", *self.options, *args], capture_output=True, timeout=120)
-        assert done.returncode == 0, done.stderr.decode()
-        return done.stdout
-
-
 @pytest.fixture(scope="module")
 def podman(archive: Path, base: Path) -> Iterator[Podman]:
     """With the images of the archive, loaded."""
-    directory = base / "p"  # podman takes no long names
-    directory.mkdir()
-    podman = Podman(directory)
-    podman("load", "-q", "-i", str(archive))
-    yield podman
-    podman("rmi", "-fa")
+    with Podman(base / "p") as podman:  # it takes no long names
+        podman("load", "-q", "-i", str(archive))
+        yield podman
 
 
-@needs_podman
-@needs_root
 def test_podman_loads_a_saved_archive(source: Pyrun, podman: Podman) -> None:
     for name in ("busybox:latest", "app:1"):
         found = json.loads(podman("inspect", f"docker.io/library/{name}"))[0]
@@ -150,7 +128,7 @@ def test_the_same_images_give_the_same_bytes(source: Pyrun, archive: Path, tmp_p
 
 
 def test_manifests_and_blobs_stand_in_it_as_they_are_in_the_store(source: Pyrun, archive: Path) -> None:
-    digest = inspected(source, "busybox")["Descriptor"]["digest"].partition(":")[2]
+    digest = source.image("busybox")["Descriptor"]["digest"].partition(":")[2]
     stored = (source.root / "content/blobs/sha256" / digest).read_bytes()
     with tarfile.open(archive) as file:
         names = file.getnames()
@@ -176,7 +154,7 @@ def test_a_repository_means_all_of_its_tags_and_an_id_none(store: Store) -> None
     assert save("app:2") == [[f"{full}app:2"]]
     assert save("app") == [[f"{full}app:1", f"{full}app:2"], [f"{full}app:3"]]
     assert save("app:3", "lib:1") == [[f"{full}app:3", f"{full}lib:1"]]
-    id = inspected(store.pyrun, "app:1")["Id"]
+    id = store.pyrun.image("app:1")["Id"]
     assert save(id) == [None]
     assert save(id.partition(":")[2][:12]) == [None]
     assert save(id, "app:1") == [[f"{full}app:1"]]
@@ -319,7 +297,7 @@ def test_what_was_saved_loads_again_with_the_same_id_and_digest(
     out = store.pyrun.ok("load", "-i", str(archive))
     assert out == "Loaded image: busybox:latest\nLoaded image: app:1\n"
     for name in ("busybox", "app:1"):
-        before, after = inspected(source, name), inspected(store.pyrun, name)
+        before, after = source.image(name), store.pyrun.image(name)
         for key in ("Id", "Created", "Config", "RootFS", "Size", "Architecture", "Descriptor"):
             assert before[key] == after[key]
     assert store.pyrun.sh("echo it runs") == "it runs\n"
@@ -352,12 +330,10 @@ def test_what_skopeo_wrote_loads(source: Pyrun, store: Store, transport: str) ->
         assert out == f"Loaded image: {name}\n"
     assert facts(store.pyrun, id) == (id, diff_ids)
     if transport != "docker-archive":  # which holds no manifest
-        assert inspected(store.pyrun, id)["Descriptor"] == inspected(source, name)["Descriptor"]
+        assert store.pyrun.image(id)["Descriptor"] == source.image(name)["Descriptor"]
     assert "sound" in store.pyrun.ok("system", "check", "--deep")
 
 
-@needs_podman
-@needs_root
 @pytest.mark.parametrize("form", ["docker-archive", "oci-archive", "oci-dir", "docker-dir"])
 def test_what_podman_saved_loads(podman: Podman, store: Store, form: str) -> None:
     path = store.directory / "archive"
@@ -374,8 +350,6 @@ def test_what_podman_saved_loads(podman: Podman, store: Store, form: str) -> Non
     assert store.pyrun.sh("echo it runs", image=id) == "it runs\n"
 
 
-@needs_podman
-@needs_root
 def test_what_podman_saved_as_several_images_loads(podman: Podman, store: Store) -> None:
     path = store.directory / "archive"
     names = ["docker.io/library/busybox:latest", "docker.io/library/app:1"]
@@ -429,7 +403,7 @@ def test_layers_that_are_links_to_another_images_load(store: Store) -> None:
 def test_blobs_of_an_oci_layout_stay_as_they_are(store: Store, compression: str) -> None:
     image = Made([ONE, TWO, ONE], compression=compression)
     load(store, packed(oci_layout([image], ["docker.io/library/app:1"])))
-    found = inspected(store.pyrun, "app:1")
+    found = store.pyrun.image("app:1")
     assert found["Descriptor"]["digest"] == sha256(image.manifest)
     blobs = store.pyrun.root / "content/blobs/sha256"
     for data in (image.config, image.manifest, *(blob for blob, _ in image.blobs)):
@@ -443,7 +417,7 @@ def test_layers_of_dockers_archive_are_kept_compressed_and_the_same_each_time(
     big = tar({f"f{n}": b"hello\n" * 2000 for n in range(50)})
     data = packed(docker_archive([Made([big])], [["app:1"]]))
     load(store, data)
-    digests = {inspected(store.pyrun, "app:1")["Descriptor"]["digest"]}
+    digests = {store.pyrun.image("app:1")["Descriptor"]["digest"]}
     blobs = sorted(
         (store.pyrun.root / "content/blobs/sha256").iterdir(), key=lambda blob: blob.stat().st_size
     )
@@ -451,7 +425,7 @@ def test_layers_of_dockers_archive_are_kept_compressed_and_the_same_each_time(
     assert blobs[-1].read_bytes()[:8] == b"\x1f\x8b\x08\0\0\0\0\0"  # neither name nor time
     store.pyrun.ok("rmi", "app:1")
     load(store, data)
-    digests.add(inspected(store.pyrun, "app:1")["Descriptor"]["digest"])
+    digests.add(store.pyrun.image("app:1")["Descriptor"]["digest"])
     assert len(digests) == 1
 
 
@@ -507,7 +481,7 @@ def test_an_image_of_another_platform_loads_unless_one_is_asked_for(store: Store
     assert f"is for linux/{OTHER_ARCHITECTURE}" in done.stderr
     assert store.images() == []
     load(store, data)
-    assert inspected(store.pyrun, "other:1")["Architecture"] == OTHER_ARCHITECTURE
+    assert store.pyrun.image("other:1")["Architecture"] == OTHER_ARCHITECTURE
 
 
 def test_a_name_moves_and_the_image_that_had_it_stays(store: Store) -> None:
@@ -530,7 +504,7 @@ def test_a_damaged_blob_is_replaced_by_the_archives(store: Store, form: str) -> 
         else oci_layout([image], ["docker.io/library/app:1"])
     )
     load(store, packed(made))
-    manifest = inspected(store.pyrun, "app:1")["Descriptor"]["digest"]
+    manifest = store.pyrun.image("app:1")["Descriptor"]["digest"]
     blobs = store.pyrun.root / "content/blobs/sha256"
     layer = json.loads((blobs / manifest.partition(":")[2]).read_bytes())["layers"][0]
     blob = blobs / layer["digest"].partition(":")[2]

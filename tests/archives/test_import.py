@@ -14,7 +14,6 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,10 +25,6 @@ from .conftest import Store
 ROOT = tar({"etc": None, "etc/motd": b"hello", "bin": None, "bin/tool": b"x" * 300_000})
 
 
-def inspected(pyrun: Pyrun, name: str) -> dict[str, Any]:
-    return dict(json.loads(pyrun.ok("image", "inspect", name))[0])
-
-
 def test_a_tar_becomes_an_image_that_runs(fresh: Pyrun) -> None:
     fresh.ok("run", "--name", "one", "busybox", "sh", "-c", "echo mine > /mine; chown 7:8 /mine")
     exported = fresh.ok("export", "one", text=False)
@@ -39,7 +34,7 @@ def test_a_tar_becomes_an_image_that_runs(fresh: Pyrun) -> None:
         input=exported, text=False,
     ).decode().strip()  # fmt: skip
     assert fresh.ok("run", "--rm", "made:1") == "7:8\n"
-    found = inspected(fresh, "made:1")
+    found = fresh.image("made:1")
     assert found["Id"] == id
     assert found["RepoTags"] == ["made:1"]
     assert (found["Os"], found["Architecture"]) == ("linux", HOST_ARCHITECTURE)
@@ -59,7 +54,7 @@ def test_a_tar_may_be_compressed(shared: Store, compression: str) -> None:
     path = shared.directory / "root.tar"
     path.write_bytes(data)
     id = shared.pyrun.ok("import", str(path)).strip()
-    found = inspected(shared.pyrun, id)
+    found = shared.pyrun.image(id)
     assert found["RootFS"]["Layers"] == [sha256(ROOT)]
     assert found["Size"] == len(ROOT)
     with open(shared.pyrun.root / "content/blobs/sha256" / found["Descriptor"]["digest"][7:], "rb") as file:
@@ -76,7 +71,7 @@ def test_settings_message_and_platform_are_the_callers(store: Store) -> None:
         "import", "-c", "ENV A=1", "-c", "ENV B=$A\nWORKDIR /srv", "-c", "LABEL x=y", "-m", "from tape", "--platform",
         "linux/arm/v7", "-", "tape", input=ROOT, text=False, env={**store.pyrun.env, "SOURCE_DATE_EPOCH": "86400"},
     ).decode().strip()  # fmt: skip
-    found = inspected(store.pyrun, "tape")
+    found = store.pyrun.image("tape")
     settings = {key: value for key, value in found["Config"].items() if value}
     assert settings == {"Env": ["A=1", "B=1"], "WorkingDir": "/srv", "Labels": {"x": "y"}}
     assert (found["Architecture"], found["Variant"]) == ("arm", "v7")
@@ -165,7 +160,7 @@ def url(tmp_path: Path) -> Iterator[str]:
 
 def test_a_tar_is_fetched_from_a_url(store: Store, url: str) -> None:
     store.pyrun.ok("import", f"{url}/root.tar.gz", "web")
-    assert inspected(store.pyrun, "web")["RootFS"]["Layers"] == [sha256(ROOT)]
+    assert store.pyrun.image("web")["RootFS"]["Layers"] == [sha256(ROOT)]
     assert f"Imported from {url}" in store.pyrun.ok("history", "--no-trunc", "web")
     for path, words in (("gone", "answers 404"), ("short.tar", "broke off")):
         done = store.pyrun("import", f"{url}/{path}", "bad")

@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -41,13 +40,9 @@ def name(target: Registry, request: pytest.FixtureRequest) -> str:
     return f"{target.host}/push/{hashlib.sha256(request.node.name.encode()).hexdigest()[:12]}"
 
 
-def inspected(pyrun: Pyrun, image: str) -> dict[str, Any]:
-    return dict(json.loads(pyrun.ok("image", "inspect", image))[0])
-
-
 def layers(pyrun: Pyrun, image: str) -> list[tuple[str, str]]:
     """(digest, media type) of the layers, by the stored manifest."""
-    digest = inspected(pyrun, image)["Descriptor"]["Digest"]
+    digest = pyrun.image(image)["Descriptor"]["Digest"]
     document = json.loads(blob(pyrun, digest))
     return [(layer["digest"], layer["mediaType"]) for layer in document["layers"]]
 
@@ -230,7 +225,7 @@ def test_podman_pulls_and_runs_it(pulled: Pyrun, redis: tuple[str, str], base: P
     local, there = redis
     with Podman(base / "podman") as podman:
         id = podman("pull", "-q", "--tls-verify=false", there).strip()
-        assert f"sha256:{id}" == inspected(pulled, local)["Id"]
+        assert f"sha256:{id}" == pulled.image(local)["Id"]
         assert podman.output(there, "redis-server", "--version") == pulled.ok(
             "run", "--rm", local, "redis-server", "--version"
         )
@@ -243,7 +238,7 @@ def test_pyrun_pulls_it_into_another_store_with_the_same_id(
     with tempfile.TemporaryDirectory(dir=base) as directory:
         other = Pyrun(Path(directory) / "store", Path(directory) / "state")
         other.ok("pull", "-q", there)
-        assert inspected(other, there)["Id"] == inspected(pulled, local)["Id"]
+        assert other.image(there)["Id"] == pulled.image(local)["Id"]
         assert other.sh("redis-server --version", image=there) == pulled.sh(
             "redis-server --version", image=local
         )
@@ -290,7 +285,7 @@ def test_an_image_of_another_platform_is_pushed(
 
 
 def test_an_image_by_its_id_is_pushed_by_name(pulled: Pyrun, name: str) -> None:
-    id = inspected(pulled, "busybox")["Id"]
+    id = pulled.image("busybox")["Id"]
     pulled.ok("push", "-q", id.partition(":")[2][:12], f"docker://{name}:id")
     assert pulled("push", id.partition(":")[2][:12]).returncode == 1
 
@@ -306,7 +301,7 @@ def test_a_saved_and_loaded_image_is_pushed_and_pulled_with_the_same_id(
         one.ok("push", "-q", "busybox", f"{name}:1")
         two = Pyrun(Path(directory) / "two", Path(directory) / "state")
         two.ok("pull", "-q", f"{name}:1")
-        assert inspected(two, f"{name}:1")["Id"] == inspected(pulled, "busybox")["Id"]
+        assert two.image(f"{name}:1")["Id"] == pulled.image("busybox")["Id"]
 
 
 def test_a_committed_container_runs_elsewhere(fresh: Pyrun, name: str, base: Path) -> None:
@@ -319,17 +314,17 @@ def test_a_committed_container_runs_elsewhere(fresh: Pyrun, name: str, base: Pat
     look = "cat /made; test -e /etc/shadow || echo gone"
     with Podman(base / "podman") as podman:
         id = podman("pull", "-q", "--tls-verify=false", f"{name}:1").strip()
-        assert f"sha256:{id}" == inspected(fresh, f"{name}:1")["Id"]
+        assert f"sha256:{id}" == fresh.image(f"{name}:1")["Id"]
         assert podman.output(f"{name}:1", "sh", "-c", look) == "changed\ngone\n"
         podman("pull", "-q", "--tls-verify=false", f"{name}:unnamed")
 
 
 def test_the_repository_digest_is_shown_once_it_is_pushed(fresh: Pyrun, name: str) -> None:
     fresh.ok("tag", "busybox", f"{name}:1")
-    assert f"{name}@" not in json.dumps(inspected(fresh, f"{name}:1")["RepoDigests"])
+    assert f"{name}@" not in json.dumps(fresh.image(f"{name}:1")["RepoDigests"])
     fresh.ok("push", "-q", f"{name}:1")
     digest = manifest_of(fresh, f"{name}:1")
-    assert f"{name}@{digest}" in inspected(fresh, f"{name}:1")["RepoDigests"]
+    assert f"{name}@{digest}" in fresh.image(f"{name}:1")["RepoDigests"]
     out = fresh.ok("pull", f"{name}:1")
     assert "Image is up to date" in out
 
@@ -441,7 +436,7 @@ def test_credentials_and_a_ca_open_a_registry(
     with tempfile.TemporaryDirectory(dir=base) as directory:
         other = Pyrun(Path(directory) / "store", Path(directory) / "state", env=env)
         other.ok("pull", "-q", *options, f"{registry.host}/alice/redis:1")
-        assert inspected(other, f"{registry.host}/alice/redis:1")["Id"] == inspected(pulled, "redis")["Id"]
+        assert other.image(f"{registry.host}/alice/redis:1")["Id"] == pulled.image("redis")["Id"]
         # What was pulled from there is mounted from there.
         out = other.ok("push", *options, f"{registry.host}/alice/redis:1", f"{registry.host}/bob/redis:1")
         assert out.count("Mounted from alice/redis") == 3

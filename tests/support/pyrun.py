@@ -68,6 +68,10 @@ class Pyrun:
         assert done.returncode == 0, f"{args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
+    def image(self, name: str) -> dict[str, Any]:
+        """What ``image inspect`` tells of an image."""
+        return dict(json.loads(self.ok("image", "inspect", name))[0])
+
     def sh(self, script: str, *options: str, image: str = "busybox", **more: Any) -> str:
         """What a shell script in a fresh --rm container prints."""
         return str(self.ok("run", "--rm", *options, image, "sh", "-c", script, **more))
