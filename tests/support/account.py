@@ -95,7 +95,11 @@ def installation(base: Path) -> Path:
     subprocess.run([interpreter, "-m", "venv", "--without-pip", str(venv)], check=True)
     (site,) = venv.glob("lib/python3*/site-packages")
     source = next(Path(p) for p in sys.path if p.endswith("site-packages") and Path(p, "typer").exists())
-    shutil.copytree(source, site, dirs_exist_ok=True)
+    # Half of what is there is for developers.
+    tools = shutil.ignore_patterns(
+        "mypy*", "*__mypyc*", "pip*", "setuptools*", "pkg_resources", "grimp*", "ast_serialize*"
+    )
+    shutil.copytree(source, site, dirs_exist_ok=True, ignore=tools)
     repository = Path(__file__).resolve().parents[2]
     for package in ("runtime/pyrun", "plugins/pyrun_drivers"):
         shutil.copytree(repository / package, site / Path(package).name, dirs_exist_ok=True)
