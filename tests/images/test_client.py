@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from pyrun.errors import DigestMismatch, ImageError, ManifestUnknown, RegistryError, Unauthorized
 from pyrun.images.registry.auth import challenges
 from pyrun.images.registry.client import RegistryClient
+from pyrun.images.registry.origin import is_inward
 from pyrun.images.registry.registries import Endpoint
 from support.registry import OCI_MANIFEST, sha256
 
@@ -331,6 +333,21 @@ with (
             raise SystemExit("followed")
     assert inside.requests() == cloud.requests() == []
 """
+
+
+@pytest.mark.parametrize(
+    ("address", "inward"),
+    [
+        *((text, True) for text in ("127.0.0.1", "::1", "0.0.0.0", "::", "169.254.169.254", "fe80::1")),
+        *((text, True) for text in ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16")),
+        *(
+            (text, False)
+            for text in ("10.0.0.1", "192.168.1.1", "fd00::1", "100.100.100.201", "93.184.216.34")
+        ),
+    ],
+)
+def test_addresses_of_this_machine_its_link_and_its_cloud_are_told(address: str, inward: bool) -> None:
+    assert is_inward(ipaddress.ip_address(address)) is inward
 
 
 def test_a_registry_elsewhere_can_not_lead_to_this_machines_loopback_or_its_clouds_metadata(

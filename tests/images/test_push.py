@@ -453,6 +453,16 @@ def test_a_place_on_another_origin_gets_the_bytes_and_no_credentials(pusher: Pus
     pusher.arrived()
 
 
+def test_nothing_is_deleted_on_another_origin(pusher: Pusher, tmp_path: Path) -> None:
+    """The place of an upload may be any service that the user's machine reaches."""
+    with UploadProxy(pusher.registry.host, tmp_path / "other", Rule(answer(403))) as other:
+        place = answer(202, Location=f"http://{other.host}/index")
+        with pusher.proxy(Rule(place, "POST")) as proxy, pytest.raises(RegistryError):
+            pusher(proxy.host)
+        assert other.requests("PUT /index")
+        assert other.requests("DELETE") == []
+
+
 def test_a_registry_that_loses_each_upload_after_a_while_is_given_up(
     pusher: Pusher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -350,10 +350,15 @@ class Upload:
             )
 
     def forget(self) -> None:
-        """Have the registry drop the upload in hand. One that it keeps all the same, it drops in time."""
+        """Have the registry drop the upload in hand. One that it keeps all the same, it drops in time.
+
+        Nothing is deleted elsewhere: a registry that named some service of the user's network as the place of its
+        upload would have it done by who can reach that.
+        """
         location, self._location, self._offset = self._location, "", 0
         if location:
             try:
-                self._client.request("DELETE", location, {}, tries=1).discard()
+                if self._client.is_home(location):
+                    self._client.request("DELETE", location, {}, tries=1).discard()
             except PyrunError:
                 return
