@@ -55,6 +55,21 @@ def test_signal_handlers_are_put_back_after_a_run(engine: Engine) -> None:
         signal.signal(signal.SIGUSR1, old)
 
 
+def test_records_show_themselves_in_an_interactive_session(engine: Engine, tmp_path: Path) -> None:
+    image = engine.image("redis")
+    engine.save(["busybox:latest"], str(tmp_path / "saved.tar"))
+    loaded = engine.load(str(tmp_path / "saved.tar"))
+    assert repr(loaded).endswith(", names=['busybox:latest'], replaced={})]")
+    assert repr(image) == f"Image({image.reference!r}, id={image.id!r}, platform={image.platform!r})"
+    assert f"digest={image.layers[0].digest!r}" in repr(image.layers[0])
+    assert repr(engine.pull("redis")) == f"PullResult(image={image!r}, newer=False)"
+    assert repr(engine.history("redis")[0]).startswith("HistoryEntry(comment=")
+    engine.run("busybox", ["true"], ContainerOptions(name="shown"))
+    shown = engine.container("shown")
+    engine.remove_container("shown")
+    assert repr(shown) == f"Container('shown', id='{shown.id}', image='busybox', status='exited')"
+
+
 def test_images_and_containers_are_plain_records(engine: Engine) -> None:
     image = engine.image("redis")
     assert image.reference == "docker.io/library/redis:latest"

@@ -60,3 +60,6 @@ class Container:
     def __init__(self, **fields: Any) -> None:
         for name in self.__slots__:
             setattr(self, name, fields[name])
+
+    def __repr__(self) -> str:
+        return f"Container({self.name!r}, id={self.id!r}, image={self.image!r}, status={self.status!r})"

@@ -7,7 +7,17 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-class ImageLayer:
+class _Shown:
+    """Shows its fields in an interactive session."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__)
+        return f"{type(self).__name__}({fields})"
+
+
+class ImageLayer(_Shown):
     """One layer, bottom to top. ``size`` counts compressed bytes, ``unpacked`` those of the tar."""
 
     __slots__ = ("diff_id", "digest", "media_type", "size", "unpacked")
@@ -56,6 +66,9 @@ class Image:
         self.config = config
         self.layers = layers
 
+    def __repr__(self) -> str:
+        return f"Image({self.reference!r}, id={self.id!r}, platform={self.platform!r})"
+
     @property
     def size(self) -> int:
         """Bytes of all layers' tar streams, as docker's SIZE column counts."""
@@ -86,7 +99,7 @@ class Image:
         return cls(**{**record, "layers": [ImageLayer(**layer) for layer in record["layers"]]})
 
 
-class Progress:
+class Progress(_Shown):
     """One step of a pull, in docker's words.
 
     id      a layer's first 12 hex digits, the tag for "Pulling from ...", or "" for a plain message line
@@ -104,7 +117,7 @@ class Progress:
         self.total = total
 
 
-class PullResult:
+class PullResult(_Shown):
     """``newer`` is False where the local image was up to date already."""
 
     __slots__ = ("image", "newer")
@@ -114,7 +127,7 @@ class PullResult:
         self.newer = newer
 
 
-class HistoryEntry:
+class HistoryEntry(_Shown):
     """One line of an image's history, newest first. ``id`` is "" but for the newest; ``size``: tar bytes."""
 
     __slots__ = ("comment", "created", "created_by", "id", "size")

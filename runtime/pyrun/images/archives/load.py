@@ -38,6 +38,10 @@ class Loaded:
         self.names = list(names)
         self.replaced = replaced
 
+    def __repr__(self) -> str:
+        names = [reference.familiar for reference in self.names]
+        return f"Loaded({self.image!r}, names={names!r}, replaced={self.replaced!r})"
+
 
 def load(
     archive: Archive,
