@@ -217,7 +217,7 @@ class Authorizer:
             raise RegistryError(f"the token server {where} did not answer with a token")
         lives = answer.get("expires_in")
         # In this order NaN is the least. An integer may be larger than any float.
-        lifetime = MIN_LIFETIME
+        lifetime: float = MIN_LIFETIME
         if isinstance(lives, (int, float)) and lives > MIN_LIFETIME:
             lifetime = min(lives, MAX_LIFETIME)
         refresh = answer.get("refresh_token")
