@@ -309,24 +309,24 @@ def naive(layers: list[list[tuple[str, str]]]) -> Tree:
         own: Tree = {}
         hidden: set[str] = set()  # names whose lower content is gone, with all below
         emptied: set[str] = set()  # directories whose lower content is gone
+        implied: set[str] = set()  # directories by what lies in them only, so far
         for kind, path in layer:
             for parent in [*above(path), *([path] if kind == "opaque" else [])]:
+                if parent not in own:
+                    implied.add(parent)
                 if own.setdefault(parent, "dir") != "dir":
                     raise Refused
             if kind == "file":
                 remove(own, path)
                 own[path] = f"{number}"
+                hidden.add(path)  # also where the layer makes a directory of it after all
             elif kind == "dir":
                 own[path] = "dir"
             elif kind == "whiteout":
                 hidden.add(path)
             else:
                 emptied.add(path)
-        listed = {path for kind, path in layer if kind == "dir"}
-        if any(
-            what == "dir" and path not in listed and state.get(path, "dir") != "dir"
-            for path, what in own.items()
-        ):
+        if any(state.get(path, "dir") != "dir" for path in implied):
             raise Unsettled
         for path in hidden:
             remove(state, path)
@@ -368,6 +368,9 @@ def applied(place: str, streams: list[list[bytes]]) -> None:
 @example([[("file", "a/b"), ("file", "a/c")], [("whiteout", "a"), ("file", "a/b")]])
 @example([[("file", "a/b/c")], [("opaque", "a"), ("dir", "a/b")]])
 @example([[("file", "a")], [("dir", "a"), ("file", "a/b")], [("whiteout", "a/b")]])
+@example([[("file", "a")], [("opaque", "a"), ("file", "a")]])
+@example([[("file", "a")], [("file", "a/a"), ("dir", "a")]])
+@example([[("file", "a/a")], [("file", "a"), ("dir", "a")]])
 @rounds(150)
 def test_layers_mean_what_a_naive_model_says(layers: list[list[tuple[str, str]]]) -> None:
     streams = [[member(kind, path, number) for kind, path in layer] for number, layer in enumerate(layers)]
