@@ -99,6 +99,12 @@ def test_a_file_is_replaced_by_a_whole_one_or_not_at_all(pyrun: Pyrun, tmp_path:
     assert "is a directory" in done.stderr
 
 
+def test_a_new_file_is_for_its_owner_alone(pyrun: Pyrun, tmp_path: Path) -> None:
+    pyrun.ok("run", "--name", "secret", "busybox", "sh", "-c", "umask 077; echo root:x >/etc/shadow")
+    pyrun.ok("export", "-o", str(tmp_path / "a.tar"), "secret")
+    assert (tmp_path / "a.tar").stat().st_mode & 0o777 == 0o600
+
+
 def test_what_is_no_regular_file_is_written_as_it_is(pyrun: Pyrun, tmp_path: Path) -> None:
     pyrun.ok("run", "--name", "files", "busybox", "true")
     pyrun.ok("export", "-o", "/dev/null", "files")

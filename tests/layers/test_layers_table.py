@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -181,3 +182,15 @@ def test_a_file_made_with_intent_is_a_table_or_refused(data: st.DataObject) -> N
     for name in made.names[:20]:
         stack.trace(name)
         stack.find(name)
+
+
+@pytest.mark.parametrize("count", ["1e999", "null", '"x"', "[]"])
+def test_a_count_that_is_no_number_is_refused(count: str) -> None:
+    import zlib
+
+    magic = WHOLE[: WHOLE.index(b"\n") + 1]
+    head, _, rest = zlib.decompress(WHOLE[len(magic) :]).partition(b"\n")
+    changed = re.sub(rb'"entries":\d+', b'"entries":' + count.encode(), head)
+    assert changed != head
+    with pytest.raises(LayerError):
+        Table.decoded(magic + zlib.compress(changed + b"\n" + rest))

@@ -447,6 +447,7 @@ def test_a_damaged_table_is_made_anew_and_told_by_system_check(fresh: Pyrun) -> 
 def test_tables_go_with_their_image(fresh: Pyrun) -> None:
     fresh.ok("which", "busybox", "/bin/sh")
     assert os.listdir(fresh.root / "tables")
+    (fresh.root / "tables/.tmp-99999999-sha256-0").write_text("left by one that was killed")
     fresh.ok("rmi", "busybox")
     assert os.listdir(fresh.root / "tables") == []
 

@@ -19,7 +19,7 @@ from ..containers import view as views
 from ..containers.freeze import Frozen
 from ..containers.settings import settings
 from ..errors import InvalidReference, NotFound, StorageError, UsageError
-from ..images.archives.outlet import file_at, words
+from ..images.archives.outlet import PRIVATE, file_at, words
 from ..images.digest import short
 from ..images.making import derived
 from ..images.making.assemble import add_layer, assembling, store_image
@@ -73,7 +73,8 @@ def export(engine: ArchiveMethods, name: str, output: str | int) -> int:
         if isinstance(output, int):
             out = _Out(output, "the output")
         else:
-            out = _Out(stack.enter_context(file_at(output)), output)
+            # What the container keeps from its users, as its /etc/shadow, is in it.
+            out = _Out(stack.enter_context(file_at(output, mode=PRIVATE)), output)
         size = pack(_everything(view.root), view.root, out, owner=view.owner, plain=True)
         out.flush()
         view.check()

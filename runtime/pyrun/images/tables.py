@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .record import ImageLayer
 
 DIRECTORY = "tables"
+_TEMPORARY = ".tmp-"
 
 
 class Tables:
@@ -75,7 +76,7 @@ class Tables:
     def _keep(self, diff_id: str, data: bytes) -> None:
         os.makedirs(self.path, mode=0o700, exist_ok=True)
         path = self._file(diff_id)
-        temporary = os.path.join(self.path, f".tmp-{os.getpid()}-{os.path.basename(path)}")
+        temporary = os.path.join(self.path, f"{_TEMPORARY}{os.getpid()}-{os.path.basename(path)}")
         try:
             with open(temporary, "xb") as file:
                 file.write(data)
@@ -120,9 +121,10 @@ def unneeded(root: str, diff_ids: Iterable[str]) -> list[str]:
 
 
 def sweep(root: str, diff_ids: Iterable[str]) -> int:
-    """Remove the `unneeded`; the bytes they took. What can't be removed stays."""
+    """Remove the `unneeded`, and what writers that were killed left; the bytes they took. What can't be removed
+    stays."""
     freed = 0
-    for path in unneeded(root, diff_ids):
+    for path in [*unneeded(root, diff_ids), *_unfinished(root)]:
         try:
             size = os.stat(path, follow_symlinks=False).st_size
             os.unlink(path)
@@ -130,3 +132,17 @@ def sweep(root: str, diff_ids: Iterable[str]) -> int:
         except OSError:
             continue
     return freed
+
+
+def _unfinished(root: str) -> list[str]:
+    """Paths of the temporary files of processes that are gone."""
+    directory = os.path.join(root, DIRECTORY)
+    try:
+        found = [name for name in os.listdir(directory) if name.startswith(_TEMPORARY)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [
+        os.path.join(directory, name)
+        for name in found
+        if not os.path.exists(f"/proc/{name.removeprefix(_TEMPORARY).partition('-')[0]}")
+    ]

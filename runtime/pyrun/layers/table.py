@@ -162,7 +162,7 @@ class Table:
         """Raises `LayerError` for what is not the whole of a table of this version."""
         try:
             return cls._decoded(data)
-        except (zlib.error, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        except (zlib.error, ArithmeticError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise LayerError(f"not a table of a layer: {error}") from None
 
     @classmethod

@@ -22,6 +22,7 @@ from ...kernel.files import write_all
 
 _DIRECTORY = 0o755
 _FILE = 0o644
+PRIVATE = 0o600
 _BLOCK = 512
 _LINKS = 40  # as the kernel has it
 _O_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -106,9 +107,10 @@ def tar_at(path: str) -> Iterator[TarOutlet]:
 
 
 @contextmanager
-def file_at(path: str, *, hint: str = "Name a file.") -> Iterator[int]:
+def file_at(path: str, *, mode: int = _FILE, hint: str = "Name a file.") -> Iterator[int]:
     """A descriptor whose file becomes ``path`` when the block ends without an error; until then what was there stays.
-    Where ``path`` is no regular file (a pipe, /dev/stdout) it is written to. ``hint`` is for a directory.
+    Where ``path`` is no regular file (a pipe, /dev/stdout) it is written to. ``mode`` is that of a new file, less the
+    umask; ``hint`` is for a directory.
 
     What others may have put at ``path``, in /tmp say, has no say: a symbolic link of somebody else's is refused, and
     the mode of somebody else's file isn't taken over.
@@ -131,7 +133,7 @@ def file_at(path: str, *, hint: str = "Name a file.") -> Iterator[int]:
         finally:
             os.close(fd)
         return
-    with _place(path) as (parent, name), _replacing(parent, name, path) as fd:
+    with _place(path) as (parent, name), _replacing(parent, name, mode, path) as fd:
         yield fd
 
 
@@ -227,13 +229,13 @@ def _trusted(owner: int) -> bool:
 
 
 @contextmanager
-def _replacing(parent: int, name: str, path: str) -> Iterator[int]:
+def _replacing(parent: int, name: str, mode: int, path: str) -> Iterator[int]:
     """A descriptor whose file becomes ``name`` in the directory ``parent``. It has no name while it is written, where
     the file system can do that (O_TMPFILE, man open): then nothing is left even by SIGKILL."""
     working = f".{name[:200]}.{os.urandom(6).hex()}"
     named = False
     with words(path):
-        mode = _FILE & ~_umask()
+        mode &= ~_umask()
         with suppress(FileNotFoundError):
             found = os.stat(name, dir_fd=parent, follow_symlinks=False)
             if found.st_uid == os.geteuid():
