@@ -165,6 +165,13 @@ def test_nothing_is_kept_of_a_wrong_password_and_nothing_said_of_it(user: User, 
     assert not user.auth_file.exists()
 
 
+def test_a_variable_that_is_empty_is_not_docker_hub(user: User) -> None:
+    for command in ("login", "logout"):
+        done = user.pyrun(command, "")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "'' is not the name of a registry" in done.stderr
+
+
 def test_a_private_image_can_be_pulled_after_the_login_and_not_after_the_logout(
     user: User, basic: Registry
 ) -> None:

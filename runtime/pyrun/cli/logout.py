@@ -42,7 +42,9 @@ def logout(
         engine.logout_all(authfile=authfile, compat_file=compat_auth_file)
         write("Removed login credentials for all registries\n")
         return
-    done = engine.logout(server or "docker.io", authfile=authfile, compat_file=compat_auth_file)
+    done = engine.logout(
+        "docker.io" if server is None else server, authfile=authfile, compat_file=compat_auth_file
+    )
     if done.removed:
         write(f"Removing login credentials for {done.server}\n")
         if done.left:
