@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import ENODATA, ENOTSUP, ENXIO
+from errno import ENODATA, ENOTSUP
 
 from ..errors import LayerError
 from ..kernel.mount import fstatfs_type
 from .dirs import Directories
+from .holes import data_runs, written_runs
 from .names import PRIVATE_XATTRS, WHITEOUT, shown
 from .owners import translated
+from .ustar import BLOCK, header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
 
 
 _FUSE_SUPER_MAGIC = 0x65735546  # man statfs
-_BLOCK = 512
-_PAGE = 4096
 _CHUNK = 1 << 20
 _TYPES = {
     stat.S_IFREG: b"0",
@@ -228,9 +228,10 @@ class _Packer:
         xattrs = self.xattrs(b"/proc/self/fd/%d" % fd, follow=True)
         runs = [(0, size)]
         if size and found.st_blocks * 512 < size:
-            runs = _runs(fd, size)
+            runs = data_runs(fd, size)
             if self.is_fuse and runs == [(0, size)]:
-                runs = _written(fd, size)  # a FUSE server knows that there are holes, and need not know where
+                # A FUSE server knows that there are holes, and need not know where.
+                runs = written_runs(fd, size)
         if len(runs) == 1 and runs[0] == (0, size):
             self.header(path, b"0", mode, *self.ids(found), size, found.st_mtime_ns, xattrs)
             self.content(path, fd, 0, size)
@@ -240,7 +241,7 @@ class _Packer:
         runs.append((size, 0))
         numbers = [len(runs), *(number for run in runs for number in run)]
         table = b"".join(b"%d\n" % number for number in numbers)
-        table += bytes(-len(table) % _BLOCK)
+        table += bytes(-len(table) % BLOCK)
         stored = len(table) + sum(length for _, length in runs)
         sparse = {
             b"GNU.sparse.major": b"1",
@@ -290,127 +291,18 @@ class _Packer:
         self.seen(name, mtime_ns)
         records = {b"SCHILY.xattr." + key: value for key, value in xattrs.items()}
         records.update(more or {})
-        seconds, nanoseconds = divmod(mtime_ns, 1_000_000_000)
-        if len(name) > 100:
-            records[b"path"] = name
-        if len(link) > 100:
-            records[b"linkpath"] = link
-        if nanoseconds or not 0 <= seconds < 1 << 33:
-            records[b"mtime"] = _time(mtime_ns)
-            seconds = min(max(seconds, 0), (1 << 33) - 1)
-        for key, value in ((b"uid", uid), (b"gid", gid)):
-            if value >= 1 << 21:
-                records[key] = b"%d" % value
-        if size >= 1 << 33:
-            records[b"size"] = b"%d" % size
-        if records:
-            data = b"".join(_record(key, value) for key, value in sorted(records.items()))
-            self.write(_ustar(b"pax", b"x", 0o644, 0, 0, len(data), 0, b"", 0))
-            self.write(data)
-            self.pad(len(data))
-        self.write(
-            _ustar(
-                name[:100],
-                kind,
-                mode,
-                uid if uid < 1 << 21 else 0,
-                gid if gid < 1 << 21 else 0,
-                size if size < 1 << 33 else 0,
-                seconds,
-                link[:100],
-                device,
-            )
-        )
+        self.write(header(name, kind, mode, uid, gid, size, mtime_ns, records, link=link, device=device))
 
     def pad(self, size: int) -> None:
-        if size % _BLOCK:
-            self.write(bytes(-size % _BLOCK))
+        if size % BLOCK:
+            self.write(bytes(-size % BLOCK))
 
     def write(self, data: bytes) -> None:
         self.written += len(data)
         self.out.write(data)
 
     def end(self) -> None:
-        self.write(bytes(2 * _BLOCK))
-
-
-def _ustar(
-    name: bytes,
-    kind: bytes,
-    mode: int,
-    uid: int,
-    gid: int,
-    size: int,
-    mtime: int,
-    link: bytes,
-    device: int,
-) -> bytes:
-    """One header block (POSIX ustar)."""
-    block = b"".join(
-        (
-            name.ljust(100, b"\0"),
-            b"%07o\0%07o\0%07o\0%011o\0%011o\0" % (mode, uid, gid, size, mtime),
-            b" " * 8,
-            kind,
-            link.ljust(100, b"\0"),
-            b"ustar\x0000",
-            bytes(64),
-            b"%07o\0%07o\0" % (os.major(device), os.minor(device)),
-        )
-    ).ljust(_BLOCK, b"\0")
-    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
-
-
-def _record(key: bytes, value: bytes) -> bytes:
-    """One pax record; its length counts its own digits."""
-    rest = len(key) + len(value) + 3
-    length = rest + len(str(rest))
-    length = rest + len(str(length))
-    return b"%d %s=%s\n" % (length, key, value)
-
-
-def _time(ns: int) -> bytes:
-    sign, ns = (b"-", -ns) if ns < 0 else (b"", ns)
-    seconds, fraction = divmod(ns, 1_000_000_000)
-    return sign + b"%d.%09d" % (seconds, fraction)
-
-
-def _runs(fd: int, size: int) -> list[tuple[int, int]]:
-    """(offset, length) of the file's data; lengths are whole blocks but for one at the file's end."""
-    runs: list[tuple[int, int]] = []
-    at = 0
-    while at < size:
-        try:
-            start = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != ENXIO:
-                raise
-            break
-        at = min(os.lseek(fd, start, os.SEEK_HOLE), size)
-        start -= start % _BLOCK
-        end = min(at + -at % _BLOCK, size)
-        if end > start:
-            runs.append((start, end - start))
-    return runs
-
-
-def _written(fd: int, size: int) -> list[tuple[int, int]]:
-    """As `_runs`, by content: pages that are not zero."""
-    runs: list[tuple[int, int]] = []
-    empty = bytes(_PAGE)
-    for offset in range(0, size, _CHUNK):
-        data = os.pread(fd, _CHUNK, offset)
-        if not data.strip(b"\0"):
-            continue
-        for at in range(0, len(data), _PAGE):
-            page = data[at : at + _PAGE]
-            if page == empty[: len(page)]:
-                continue
-            if runs and sum(runs[-1]) == offset + at:
-                runs[-1] = (runs[-1][0], runs[-1][1] + len(page))
-            else:
-                runs.append((offset + at, len(page)))
-    return runs
+        self.write(bytes(2 * BLOCK))
 
 
 def _xattrs(path: bytes, *, follow: bool = False) -> dict[bytes, bytes]:
