@@ -173,7 +173,7 @@ def create(
         failpoints.reach("prepare.made")
         store.emit(StorageEvent("prepared", store.driver.name, id, time.monotonic() - began))
         _seed_volumes(store, layers, found, stage.path)
-        _write_etc(stage.path, hostname, network, found)
+        _write_etc(stage.path, hostname, network)
         directory = f"{containers.directory}/{id}"
         idmap = userns and not store.env.userns
         spec = specs.build(
@@ -286,7 +286,7 @@ def _seed_volumes(store: Store, layers: Sequence[Layer], found: list[Volume], di
         os.close(mount)
 
 
-def _write_etc(directory: str, hostname: str, network: str, found: list[Volume]) -> None:
+def _write_etc(directory: str, hostname: str, network: str) -> None:
     """hosts, hostname and resolv.conf of the container, which the engine writes and not the image."""
     os.mkdir(f"{directory}/etc", 0o700)
     hosts = _HOSTS

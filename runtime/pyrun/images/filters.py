@@ -224,11 +224,6 @@ def glob(pattern: str) -> re.Pattern[str]:
         raise UsageError(f"{pattern!r} is not a pattern: {error}") from None
 
 
-def is_glob(text: str) -> bool:
-    """Whether it holds what means something in a `glob`, and can't stand in a name."""
-    return any(char in text for char in "*?[\\")
-
-
 def _any(patterns: Iterable[re.Pattern[str]], names: Iterable[str]) -> bool:
     return any(pattern.fullmatch(name) for pattern in patterns for name in names)
 

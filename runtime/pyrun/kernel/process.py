@@ -19,7 +19,6 @@ CLONE_PIDFD = 0x00001000
 CLOSE_RANGE_CLOEXEC = 4
 
 _PR_SET_PDEATHSIG = 1
-_PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
@@ -102,10 +101,6 @@ def set_pdeathsig(sig: int) -> None:
     or capability-bearing file (man PR_SET_PDEATHSIG).
     """
     function("prctl", _PR_SET_PDEATHSIG, sig, 0, 0, 0)
-
-
-def set_dumpable(on: bool) -> None:
-    function("prctl", _PR_SET_DUMPABLE, int(on), 0, 0, 0)
 
 
 def set_child_subreaper(on: bool) -> None:

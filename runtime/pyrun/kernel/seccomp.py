@@ -20,7 +20,6 @@ from .syscall import libc
 
 ALLOW = 0x7FFF0000
 KILL_PROCESS = 0x80000000
-LOG = 0x7FFC0000
 _ERRNO = 0x00050000
 
 # Of linux/audit.h: machine, and the bits for 64 bits and little endian.

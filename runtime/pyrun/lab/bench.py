@@ -326,11 +326,10 @@ class _Bench:
 
         found = phase("unpack", self._unpack, fresh=False)
         values: dict[str, float] = {"unpack": found["unpack"]}
-        made = [Layer(id, path) for id, path in found["made"]]
         stack = [Layer(id, path) for id, path in found["stack"]]
         values.update(phase("read", lambda rig: self._cold(rig, stack)))
         values.update(phase("write", lambda rig: self._live(rig, stack), fresh=False))
-        values.update(phase("start", lambda rig: self._start(rig, subject, made), fresh=False))
+        values.update(phase("start", lambda rig: self._start(rig, subject), fresh=False))
         if disk is not None:
             held = phase("page cache", lambda rig: self._read_all(rig, stack))
             disk.unmount()
@@ -401,7 +400,7 @@ class _Bench:
         found["discard"] = time.perf_counter() - began
         return found
 
-    def _start(self, rig: Rig, subject: _Subject, made: Sequence[Layer]) -> dict[str, float]:
+    def _start(self, rig: Rig, subject: _Subject) -> dict[str, float]:
         if not any(name == sample.PROGRAM for name in _top(self.tars[-1])):
             subject.result.note(f"no starts: there is no program for {os.uname().machine}")
             return {}

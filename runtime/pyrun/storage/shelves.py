@@ -40,11 +40,6 @@ class Shelves:
     def of(cls, store: Store) -> Shelves:
         return cls(store.root, store.env, store.remove, store.layers)
 
-    @classmethod
-    def without_driver(cls, env: Env) -> Shelves:
-        """Of a store whose driver can't be used, or isn't wanted."""
-        return cls(env.root, env, remover(env))
-
     def names(self) -> list[str]:
         """The drivers that have a directory here, and the one in use."""
         place = f"{self.root}/layers"

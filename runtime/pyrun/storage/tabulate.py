@@ -71,14 +71,13 @@ def tabulate(
     table.kinds = "".join(letters[name] for name in table.names).encode()
     table.entries = len(letters)
     for row, name in enumerate(table.names):
-        _fill(table, row, name, found[name], letters[name], targets.get(name, b""), owner)
+        _fill(table, row, found[name], letters[name], targets.get(name, b""), owner)
     return table
 
 
 def _fill(
     table: Table,
     row: int,
-    name: bytes,
     st: os.stat_result | None,
     letter: str,
     target: bytes,
