@@ -114,6 +114,9 @@ def test_every_call_of_every_architecture_is_decided_as_its_name_says(arch: str)
         elif name in ("mmap", "mmap2", "mprotect"):
             assert verdict(program, arch, number, [0, 0, 3]) == ALLOW, name
             assert verdict(program, arch, number, [0, 0, 5]) == EPERM, name
+        elif name in ("fcntl", "fcntl64"):  # F_DUPFD, F_SETOWN
+            assert verdict(program, arch, number, [0, 0]) == ALLOW, name
+            assert verdict(program, arch, number, [0, 8]) == EPERM, name
         else:
             assert verdict(program, arch, number) == expected, name
     assert verdict(program, arch, max(table.values()) + 1) == errno_action(38)
