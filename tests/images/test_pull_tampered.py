@@ -186,6 +186,15 @@ def test_a_layer_that_is_no_archive_is_refused(engine: Engine, registry: Registr
     refused(engine, f"{repository}:1", LayerError, "header")
 
 
+def test_a_hostile_layer_is_told_with_the_images_name(
+    engine: Engine, registry: Registry, repository: str
+) -> None:
+    registry.push_image(repository, "1", [tar({"../../outside": b"x"})])
+    with pytest.raises(LayerError, match=r"contains '\.\.'") as caught:
+        engine.pull(f"{repository}:1")
+    assert f"{repository}:1 is broken or hostile" in caught.value.hint
+
+
 def test_a_bomb_is_refused_before_it_fills_the_disk(
     engine: Engine, registry: Registry, repository: str, two: bytes
 ) -> None:

@@ -200,7 +200,10 @@ def parse_manifest(data: bytes, media_type: str, what: str) -> Index | Manifest:
     configs = CONFIGS | _OLD_DOCKER_CONFIGS if media_type == DOCKER_MANIFEST else CONFIGS
     if manifest.config.media_type not in configs or manifest.artifact_type:
         kind = printable(manifest.artifact_type or manifest.config.media_type, 200)
-        raise ImageError(f"{what} is an artifact of type {kind!r}, not a container image")
+        raise ImageError(
+            f"{what} is an artifact of type {kind!r}, not a container image",
+            hint="It is for a program that knows this type. Nothing of it was kept.",
+        )
     for layer in manifest.layers:
         if layer.media_type not in LAYERS:
             raise ImageError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from ...errors import DigestMismatch, ImageError, RegistryError
+from ...errors import DigestMismatch, ImageError, LayerError, RegistryError
 from ...storage.locks import SharedLock
 from ..content import ContentStore, out_of_space
 from ..local import ImageStore
@@ -60,6 +60,11 @@ def pull(
             return pulling.run(known)
     except ImageError as error:
         error.hint = error.hint or _hint(error)
+        raise
+    except LayerError as error:
+        error.hint = (
+            error.hint or f"{reference.familiar} is broken or hostile. Nothing of that layer was kept."
+        )
         raise
     except OSError as error:
         raise out_of_space(error, str(error.filename or content.root)) from error
