@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from pyrun.cli.units import ago, human_duration, human_size, local_time, rfc3339, timestamp
+from pyrun.cli.units import ago, human_duration, human_size, local_time, rfc3339
+from pyrun.images.record import since_epoch
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
@@ -95,14 +96,14 @@ def test_an_unknown_time_is_not_available():
     ],
 )
 def test_an_rfc_3339_time_is_read(text, seconds):
-    assert timestamp(text) == seconds
+    assert since_epoch(text) == seconds
 
 
 @pytest.mark.parametrize(
     "text", ["", "yesterday", "0001-01-01T00:00:00Z", "2024-13-45T00:00:00Z", "9" * 5000, "\x1b[2J"]
 )
 def test_what_a_registry_calls_a_time_and_is_none_is_unknown(text):
-    assert timestamp(text) is None
+    assert since_epoch(text) is None
 
 
 def test_times_are_shown_in_the_callers_zone(monkeypatch):

@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
+from ..images.record import since_epoch
 from . import options as shared
 from .escape import ellipsis
 from .names import short_id
 from .output import rows
 from .session import session
-from .units import ago, human_size, rfc3339, timestamp
+from .units import ago, human_size, rfc3339
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ MISSING = "<missing>"
 
 def record(entry: HistoryEntry, now: float, *, truncate: bool, human: bool) -> dict[str, str]:
     """The fields of one line; ``now`` in seconds since the epoch."""
-    created = timestamp(entry.created)
+    created = since_epoch(entry.created)
     by = entry.created_by.replace("\t", " ")
     return {
         "ID": (short_id(entry.id) if truncate else entry.id) if entry.id else MISSING,

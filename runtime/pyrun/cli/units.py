@@ -52,23 +52,6 @@ def ago(then: float | None, now: float) -> str:
     return "N/A" if then is None else human_duration(now - then) + " ago"
 
 
-def timestamp(text: str) -> float | None:
-    """Seconds since the epoch of an RFC 3339 time, or None where ``text`` (a registry's) is not one.
-
-    The zero time of Go, year 1, stands for "none" in image configs, as does anything before 1970-01-01.
-    """
-    from datetime import UTC, datetime
-
-    try:
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        seconds = moment.timestamp()
-    except (ValueError, OverflowError):
-        return None
-    return seconds if seconds >= 0 else None
-
-
 def local_time(then: float | None) -> str:
     """The CreatedAt field: ``2026-01-02 03:04:05 +0000 UTC`` in the caller's time zone."""
     import time

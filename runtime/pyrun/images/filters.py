@@ -18,7 +18,7 @@ import time
 from datetime import datetime
 
 from ..errors import UsageError
-from .record import moment
+from .record import moment, since_epoch
 from .reference import Reference, repository_of
 
 TYPE_CHECKING = False
@@ -164,10 +164,8 @@ def labels_of(image: Image) -> dict[str, str]:
 def older(image: Image, than: float) -> bool:
     """Whether the image was made before ``than`` (seconds since the epoch). One that says nothing of its age is as
     old as can be."""
-    try:
-        return datetime.fromisoformat(image.created).timestamp() < than
-    except (ValueError, OverflowError):
-        return True
+    made = since_epoch(image.created)
+    return made is None or made < than
 
 
 def until(text: str, value: str) -> float:

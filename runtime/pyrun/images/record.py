@@ -152,3 +152,20 @@ def moment(created: str) -> str:
         return datetime.fromisoformat(created).astimezone(UTC).isoformat().removesuffix("+00:00")
     except (ValueError, OverflowError):
         return ""
+
+
+def since_epoch(created: str) -> float | None:
+    """Seconds since the epoch of an RFC 3339 time, or None where ``created`` (a registry's) is not one.
+
+    The zero time of Go, year 1, stands for "none" in image configs, as does anything before 1970-01-01.
+    """
+    from datetime import UTC, datetime
+
+    try:
+        when = datetime.fromisoformat(created)
+        if when.tzinfo is None:
+            when = when.replace(tzinfo=UTC)
+        seconds = when.timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return seconds if seconds >= 0 else None

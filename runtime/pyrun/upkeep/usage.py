@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ..errors import PyrunError
 from ..images import gc, tables
 from ..images.layerstore import layer_keys
+from ..images.record import since_epoch
 from ..images.reference import Reference
 from ..storage.changes import allocated
 from .check_content import named
@@ -180,7 +180,7 @@ def _image(
         reference.familiar_repository if reference else "",
         "" if reference is None or reference.digest else reference.tag or "",
         image.id,
-        _created(image.created),
+        since_epoch(image.created),
         sum(sizes.values()),
         sum(size for digest, size in sizes.items() if len(owners[digest]) > 1),
         sum(container.image_id == image.id for container in containers),
@@ -257,12 +257,3 @@ def taken(scene: Scene, driver: str, path: str) -> int:
         return store.driver.usage(path).bytes if store is not None else allocated(path).bytes
     except (PyrunError, OSError):
         return allocated(path).bytes if os.path.isdir(path) else 0
-
-
-def _created(text: str) -> float | None:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    return seconds if seconds >= 0 else None

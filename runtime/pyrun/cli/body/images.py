@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 from ...errors import UsageError
+from ...images.record import since_epoch
 from ..names import NONE, named, repository_and_tag, short_id
 from ..output import rows, warn
-from ..units import ago, human_size, local_time, timestamp
+from ..units import ago, human_size, local_time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ WITH_DIGEST = ("Repository", "Tag", "Digest", "ID", "CreatedSince", "Size")
 def record(image: Image, now: float, *, truncate: bool, sizes: ImageSizes | None = None) -> dict[str, str]:
     """The fields of one line; ``now`` in seconds since the epoch. Without ``sizes``, which only templates show, what
     they would tell is "N/A"."""
-    created = timestamp(image.created)
+    created = since_epoch(image.created)
     repository, tag = repository_and_tag(image)
     size = human_size(image.size)
     return {
