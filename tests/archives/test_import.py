@@ -10,6 +10,7 @@ import io
 import json
 import lzma
 import os
+import socket
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -168,6 +169,15 @@ def test_a_tar_is_fetched_from_a_url(store: Store, url: str) -> None:
         assert words in done.stderr
     assert len(store.images()) == 1
     assert store.unfinished() == []
+
+
+def test_a_url_that_nothing_answers_at_is_no_registry(store: Store) -> None:
+    with socket.socket() as probe:  # bound, and not listening: the port stays nobody's
+        probe.bind(("127.0.0.1", 0))
+        done = store.pyrun("import", f"http://127.0.0.1:{probe.getsockname()[1]}/root.tar", "bad")
+    assert done.returncode == 1
+    assert "connection refused" in done.stderr
+    assert "registr" not in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for the owners of files")

@@ -149,7 +149,7 @@ class LayerBlob:
             raise DigestMismatch(
                 f"layer {self.digest} unpacks to {algorithm}:{digits},"
                 f" and the image config names {self.diff_id}",
-                hint="The image is broken or was tampered with. Nothing of the layer was kept.",
+                hint="The image is broken or was tampered with; the layer was not unpacked.",
             )
 
 

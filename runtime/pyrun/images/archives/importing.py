@@ -16,7 +16,7 @@ from ..making.assemble import add_layer, store_image
 from ..making.compress import compression_of
 from ..platform import Platform, host
 from ..printable import printable
-from ..registry.origin import is_loopback, named
+from ..registry.origin import NETWORK_HINT, is_loopback, named
 from ..registry.transport import Transport
 from .spool import unreadable
 
@@ -171,7 +171,12 @@ def _downloaded(url: str) -> Iterator[Iterator[Buffer]]:
             hint="Download the file and check it, then import that.",
         )
     transport = Transport(place, insecure=False, tls_only=parts.scheme == "https")
-    response = transport.request("GET", parts._replace(fragment="").geturl(), {"Accept": "*/*"})
+    try:
+        response = transport.request("GET", parts._replace(fragment="").geturl(), {"Accept": "*/*"})
+    except RegistryError as error:
+        # It need not be a registry, and registries.conf has no say.
+        hint = "Check the URL, and the network." if error.hint == NETWORK_HINT else error.hint
+        raise RegistryError(error.message.removeprefix("registry "), hint=hint) from error
     try:
         if response.status != 200:
             raise RegistryError(

@@ -21,6 +21,7 @@ _METADATA = frozenset(
     for text in ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192")
 )
 
+NETWORK_HINT = "Check the network, and the mirrors in registries.conf."
 PLAIN_HINT = "Plain HTTP is spoken to loopback, and to hosts that registries.conf marks insecure = true."
 
 
@@ -78,7 +79,7 @@ class explained:  # noqa: N801  (reads as a word in a with statement)
         if not isinstance(error, (OSError, http.client.HTTPException, ValueError)):
             return
         host = named(self.origin)
-        hint = "Check the network, and the mirrors in registries.conf."
+        hint = NETWORK_HINT
         if isinstance(error, socket.gaierror):
             why = f"its name can't be resolved ({error.strerror})"
         elif isinstance(error, ssl.SSLCertVerificationError):

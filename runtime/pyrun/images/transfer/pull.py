@@ -62,9 +62,7 @@ def pull(
         error.hint = error.hint or _hint(error)
         raise
     except LayerError as error:
-        error.hint = (
-            error.hint or f"{reference.familiar} is broken or hostile. Nothing of that layer was kept."
-        )
+        error.hint = error.hint or f"{reference.familiar} is broken or hostile; that layer was not unpacked."
         raise
     except OSError as error:
         raise out_of_space(error, str(error.filename or content.root)) from error
