@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pyrun.storage.contract import Env
+from pyrun.storage.store import open_store
 from support.account import account, installation
 from support.pyrun import Pyrun, copy_store, mounts_below, processes
 from support.registry import Registry, registry
@@ -67,6 +69,16 @@ def small(mirror: Path, base: Path) -> Pyrun:
     pyrun = Pyrun(base / "small", base / "small-state", env={"CONTAINERS_REGISTRIES_CONF": str(mirror)})
     pyrun.ok("pull", "-q", "busybox")
     return pyrun
+
+
+@pytest.fixture(scope="session")
+def opened(base: Path) -> Path:
+    """A store that was opened once, to be copied: the trials of its driver need not be made for each test."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount overlays")
+    root = base / "opened"
+    open_store(Env(str(root)), "", {})
+    return root
 
 
 @pytest.fixture

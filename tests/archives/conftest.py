@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from support.pyrun import Pyrun
+from support.pyrun import Pyrun, copy_store
 
 
 class Store:
     """A store that starts empty, and what a failed command may leave in it: nothing half made."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, opened: Path | None = None) -> None:
+        if opened is not None:
+            copy_store(opened, directory / "store")
         self.directory = directory
         self.pyrun = Pyrun(directory / "store", directory / "state")
 
@@ -29,11 +31,16 @@ class Store:
         )
 
 
+def _opened(request: pytest.FixtureRequest) -> Path | None:
+    """An ordinary user's store is opened anew each time."""
+    return None if os.geteuid() else request.getfixturevalue("opened")
+
+
 @pytest.fixture
 def store(base: Path, request: pytest.FixtureRequest) -> Store:
     directory = base / f"archives-{abs(hash(request.node.nodeid)):x}-{os.getpid()}"
     directory.mkdir()
-    return Store(directory)
+    return Store(directory, _opened(request))
 
 
 @pytest.fixture(scope="module")
@@ -41,4 +48,4 @@ def shared(base: Path, request: pytest.FixtureRequest) -> Store:
     """One for tests of what changes nothing."""
     directory = base / f"archives-{request.module.__name__}"
     directory.mkdir()
-    return Store(directory)
+    return Store(directory, _opened(request))

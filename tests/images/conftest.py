@@ -64,16 +64,6 @@ class Engine:
         ] + [str(path) for path in (self.root / "staging").glob("*")]
 
 
-@pytest.fixture(scope="session")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that was opened once: the trials of its driver need not be made for each test."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to mount overlays")
-    root = tmp_path_factory.mktemp("opened") / "store"
-    open_store(Env(str(root)), "", {})
-    return root
-
-
 @pytest.fixture
 def engine(tmp_path: Path, registry: Registry, opened: Path) -> Engine:
     shutil.copytree(opened, tmp_path / "store", symlinks=True)

@@ -18,12 +18,10 @@ from pyrun.images.registry.client import RegistryClient
 from pyrun.images.registry.credentials import Credentials
 from pyrun.images.registry.registries import Endpoint
 from support.certificates import Authority
-from support.registry import OCI_MANIFEST, Pushed, Registry, registry, sha256, tar
+from support.registry import OCI_MANIFEST, Pushed, Registry, sha256, tar
 from support.token_server import TokenServer
 
 from .faults import FaultServer, Request
-
-__all__ = ["registry"]
 
 USER, PASSWORD = "alice", "s3cret-Pw"
 # bcrypt of the password: the only kind that docker-registry takes

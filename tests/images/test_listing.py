@@ -15,11 +15,9 @@ from pyrun.images.registry.access import Access
 from pyrun.images.registry.client import RegistryClient
 from pyrun.images.registry.listing import following, referrers_tag
 from pyrun.images.registry.registries import Endpoint
-from support.registry import OCI_INDEX, OCI_MANIFEST, Registry, registry, sha256, tar
+from support.registry import OCI_INDEX, OCI_MANIFEST, Registry, sha256, tar
 
 from .faults import FaultServer, Request
-
-__all__ = ["registry"]
 
 DIGEST = "sha256:" + "a" * 64
 

@@ -21,10 +21,8 @@ from pyrun.images.reference import Reference
 from pyrun.storage import failpoints
 from support.layout import Layout
 from support.many import write_images
-from support.pyrun import Pyrun
-from support.registry import Registry, registry, tar
-
-__all__ = ["registry"]
+from support.pyrun import Pyrun, copy_store
+from support.registry import Registry, tar
 
 NAMES = ["layout/one:1", "layout/one:2", "layout/two:1", "layout/three:1"]
 
@@ -44,9 +42,8 @@ def mirror(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture
-def pyrun(tmp_path: Path, mirror: Path) -> Pyrun:
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to mount overlays")
+def pyrun(tmp_path: Path, opened: Path, mirror: Path) -> Pyrun:
+    copy_store(opened, tmp_path / "store")
     return Pyrun(tmp_path / "store", tmp_path / "state", env={"CONTAINERS_REGISTRIES_CONF": str(mirror)})
 
 

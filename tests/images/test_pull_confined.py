@@ -14,9 +14,7 @@ import pytest
 from pyrun.layers import confinement
 from support.faultproxy import Fault, FaultProxy, drip
 from support.pyrun import Pyrun, mounts_below
-from support.registry import Registry, registry, tar
-
-__all__ = ["registry"]
+from support.registry import Registry, tar
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for the drivers")
 

@@ -17,13 +17,11 @@ from pyrun.images.registry.proxy import Proxies
 from pyrun.images.registry.registries import Endpoint
 from support.certificates import Authority, openssl
 from support.httpproxy import HttpProxy
-from support.registry import Pushed, Registry, registry, tar
+from support.registry import Pushed, Registry, tar
 from support.socksproxy import SocksProxy
 from support.token_server import TokenServer
 
 from .faults import FaultServer, Request, closed_port
-
-__all__ = ["registry"]
 
 SAN = ("IP:127.0.0.1", "DNS:localhost", "DNS:registry.test")
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
