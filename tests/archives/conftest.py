@@ -17,10 +17,11 @@ class Store:
         self.directory = directory
         self.pyrun = Pyrun(directory / "store", directory / "state")
 
-    def unfinished(self) -> list[str]:
-        """Whatever is neither whole nor gone."""
+    def unfinished(self, *, parts: bool = True) -> list[str]:
+        """Whatever is neither whole nor gone; without ``parts`` no blobs that the next load goes on with."""
         root = self.pyrun.root
         found = [str(path) for sub in ("ingest", "staging") for path in (root / sub).glob("*")]
+        found = [path for path in found if parts or not path.endswith(".part")]
         found += [str(path) for sub in ("images", "content") for path in (root / sub).glob(".*")]
         # Of a writer that was killed: the next one looks at all records then.
         return [path for path in found if not path.endswith("/.unpublished")]
