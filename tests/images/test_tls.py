@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socketserver
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from pyrun.images.registry.registries import Endpoint
 from support.certificates import Authority, openssl
 from support.httpproxy import HttpProxy
 from support.registry import Pushed, Registry, tar
+from support.serving import Served
 from support.socksproxy import SocksProxy
 from support.token_server import TokenServer
 
@@ -307,6 +309,13 @@ def test_socks_proxies_are_gone_through(
         assert set(proxy.requests()) == {("plain.test", 80)}
 
 
+class _NoSocks(socketserver.StreamRequestHandler):
+    """What an HTTP server says of a greeting that it doesn't understand."""
+
+    def handle(self) -> None:
+        self.wfile.write(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+
+
 def test_what_a_socks_proxy_refuses_is_said(
     tmp_path: Path, image: Pushed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,7 +330,7 @@ def test_what_a_socks_proxy_refuses_is_said(
         monkeypatch.setenv("HTTPS_PROXY", f"socks5://me:pw@{proxy.host}")
         with pytest.raises(RegistryError, match=r"does not connect to registry.test:443: connection refused"):
             fetch("registry.test", image)
-    with HttpProxy(tmp_path, "") as no_socks:
+    with Served(socketserver.ThreadingTCPServer(("127.0.0.1", 0), _NoSocks)) as no_socks:
         monkeypatch.setenv("HTTPS_PROXY", f"socks5://{no_socks.host}")
         with pytest.raises(RegistryError, match=r"the proxy .* does not connect"):
             fetch("registry.test", image)
