@@ -45,6 +45,7 @@ def test_a_users_store_moves_with_its_containers_and_stays_sound(user: Pyrun) ->
 
 
 def test_damage_in_a_users_store_is_found_and_repaired(user: Pyrun) -> None:
+    user.ok("system", "check", "-q")  # the first one lists what is in the layers
     blob = max((user.root / "content/blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
     data = bytearray(blob.read_bytes())
     data[len(data) // 2] ^= 1
