@@ -85,8 +85,11 @@ def test_a_registry_that_hangs_up_is_an_error_too(fresh: Pyrun) -> None:
                 while True:
                     server.accept()[0].close()
 
-        threading.Thread(target=hang_up, daemon=True).start()
+        thread = threading.Thread(target=hang_up)
+        thread.start()
         done = fresh("pull", f"{host}/some/image")
+        server.shutdown(socket.SHUT_RDWR)  # which closing it is not enough for
+        thread.join(10)
     assert done.returncode == 1
     assert host in done.stderr
     assert "Traceback" not in done.stderr

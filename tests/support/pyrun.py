@@ -196,6 +196,11 @@ class Terminal:
             return bool(pid)
 
         wait_for(ended, "the command on the terminal ends", seconds)
+        while select.select([self.fd], [], [], 0)[0]:  # what it wrote last
+            try:
+                self.output += os.read(self.fd, 65536)
+            except OSError:
+                break
         assert self.status is not None
         return self.status
 
