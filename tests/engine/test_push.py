@@ -189,7 +189,7 @@ def redis_manifest(pulled: Pyrun) -> str:
     return manifest_of(pulled, "docker.io/library/redis:latest")
 
 
-@pytest.fixture(scope="module", params=["gzip", "zstd", "plain"])
+@pytest.fixture(scope="module", params=["gzip", "zstd", pytest.param("plain", marks=pytest.mark.long)])
 def redis(
     request: pytest.FixtureRequest, pulled: Pyrun, registry: Registry, target: Registry
 ) -> tuple[str, str]:

@@ -76,10 +76,12 @@ class TestFuseOverlayfs(_Briefly):
     driver = DRIVERS["fuse-overlayfs"]
 
 
+@pytest.mark.long
 class TestVfs(_Briefly):
     driver = DRIVERS["vfs"]
 
 
+@pytest.mark.long
 class TestBtrfs(_Briefly):
     pytestmark = _BTRFS
     driver = DRIVERS["btrfs"]

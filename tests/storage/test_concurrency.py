@@ -162,10 +162,12 @@ class TestFuseOverlayfs(Containers):
     driver = DRIVERS["fuse-overlayfs"]
 
 
+@pytest.mark.long
 class TestVfs(Containers):
     driver = DRIVERS["vfs"]
 
 
+@pytest.mark.long
 class TestBtrfs(Containers):
     pytestmark = _BTRFS
     driver = DRIVERS["btrfs"]

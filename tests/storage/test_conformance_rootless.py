@@ -45,7 +45,15 @@ _WITH_BTRFS = """
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("driver", ["overlay", "fuse-overlayfs", "vfs", "btrfs"])
+@pytest.mark.parametrize(
+    "driver",
+    [
+        "overlay",
+        "fuse-overlayfs",
+        pytest.param("vfs", marks=pytest.mark.long),
+        pytest.param("btrfs", marks=pytest.mark.long),
+    ],
+)
 def test_an_ordinary_user_runs_the_suite(driver: str, account: str, installation: Path, base: Path) -> None:
     if driver == "fuse-overlayfs" and not shutil.which("fuse-overlayfs"):
         pytest.skip("fuse-overlayfs is not installed")
