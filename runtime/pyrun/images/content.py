@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 
 from ..errors import DigestMismatch, StorageError
-from ..kernel.files import sync_directory, write_all
+from ..kernel.files import replace
 from . import parts
 from .digest import HEX_LENGTH, digest_like, hasher, is_digest
 from .parts import Writer, same_file
@@ -234,17 +234,6 @@ def write_file(path: str, data: bytes, mode: int = 0o644) -> None:
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, f".tmp-{os.getpid()}-{name[:100]}")
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-        try:
-            write_all(fd, data)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(temporary, path)
-        sync_directory(directory)
+        replace(path, temporary, data, mode, durable=True)
     except OSError as error:
-        try:
-            os.unlink(temporary)
-        except OSError:
-            pass
         raise out_of_space(error, path) from error

@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ..errors import LayerError
+from ..kernel.files import replace
 from ..layers.table import Table
 from .content import ContentStore
 from .digest import is_digest
@@ -77,16 +78,7 @@ class Tables:
         os.makedirs(self.path, mode=0o700, exist_ok=True)
         path = self._file(diff_id)
         temporary = os.path.join(self.path, f"{_TEMPORARY}{os.getpid()}-{os.path.basename(path)}")
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-            os.rename(temporary, path)
-        except BaseException:
-            try:
-                os.unlink(temporary)
-            except OSError:
-                pass
-            raise
+        replace(path, temporary, data, 0o600, durable=False)
 
     def _file(self, diff_id: str) -> str:
         if not is_digest(diff_id):

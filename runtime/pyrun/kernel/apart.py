@@ -35,16 +35,7 @@ def mounted_apart(make: Callable[[], int], what: str) -> int:
         finally:
             os._exit(0)
     theirs.close()
-    try:
-        answer, fds, _, _ = socket.recv_fds(ours, 4096, 1)
-    finally:
-        ours.close()
-        os.waitpid(pid, 0)
-    if fds:
-        os.set_inheritable(fds[0], False)
-        return fds[0]
-    number, _, text = answer.decode(errors="replace").partition(" ")
-    raise OSError(int(number or 5), text or f"{what} died")
+    return _received(ours, pid, f"{what} died")
 
 
 def root_mount_of(pidfd: int) -> int:
@@ -72,13 +63,20 @@ def root_mount_of(pidfd: int) -> int:
         finally:
             os._exit(0)
     theirs.close()
+    return _received(ours, pid)
+
+
+def _received(ours: socket.socket, pid: int, died: str = "") -> int:
+    """The fd that the child ``pid`` sends, which ends then. Raises the OSError that it tells instead, by number and
+    perhaps words; ``died`` stands for the words of one that says nothing."""
     try:
-        answer, fds, _, _ = socket.recv_fds(ours, 64, 1)
+        answer, fds, _, _ = socket.recv_fds(ours, 4096, 1)
     finally:
         ours.close()
         os.waitpid(pid, 0)
     if fds:
         os.set_inheritable(fds[0], False)
         return fds[0]
-    number = int(answer or b"5")
-    raise OSError(number, os.strerror(number))
+    said, _, text = answer.decode(errors="replace").partition(" ")
+    number = int(said or 5)
+    raise OSError(number, text or died or os.strerror(number))

@@ -1,4 +1,4 @@
-"""Files: write(2) until all is written, fsync(2) of a directory. On the path of `run`."""
+"""Files: write(2) until all is written, fsync(2) of a directory, files replaced whole. On the path of `run`."""
 
 from __future__ import annotations
 
@@ -24,3 +24,28 @@ def sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def replace(path: str, temporary: str, data: Buffer, mode: int, *, durable: bool) -> None:
+    """Replace the file ``path`` atomically by way of ``temporary``, a name in the same directory that nobody else uses:
+    write, (fsync), rename, (fsync of the directory). Raises OSError; ``temporary`` is gone then.
+
+    Without ``durable`` a power cut may lose the change, or leave an empty file.
+    """
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        try:
+            write_all(fd, data)
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass
+        raise
+    if durable:
+        sync_directory(os.path.dirname(path))

@@ -10,7 +10,7 @@ import json
 import os
 
 from ..errors import ConfigError
-from ..kernel.files import sync_directory, write_all
+from ..kernel.files import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,21 +34,5 @@ def write(path: str, record: Any, *, durable: bool = True) -> None:
 
     Without ``durable`` a power cut may lose the change, as it may lose a container that only lives now.
     """
-    temporary = f"{path}.{os.getpid()}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            write_all(fd, json.dumps(record, separators=(",", ":")).encode())
-            if durable:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(temporary, path)
-    except BaseException:
-        try:
-            os.unlink(temporary)
-        except OSError:
-            pass
-        raise
-    if durable:
-        sync_directory(os.path.dirname(path))
+    data = json.dumps(record, separators=(",", ":")).encode()
+    replace(path, f"{path}.{os.getpid()}.tmp", data, 0o600, durable=durable)
